@@ -1,0 +1,65 @@
+// Runtime choice of the instruction set.
+//
+// Every CPU kernel is a header included by one translation unit per instruction set (kernels_scalar.cpp, ...), which
+// defines DPSIM_ISA (its namespace) and DPSIM_VECTOR_BYTES, and fills one `Kernels` table. To add a kernel: write
+// cpu/X_kernel.h, add its entries here, in kernels_table.h and a checked entry point in cpu/X.cpp.
+#pragma once
+
+#include <cstdint>
+
+#include "dpsim.h"
+
+namespace dpsim {
+
+struct Switch;
+
+template <typename T>
+struct KernelsOf {
+  void (*environment)(int64_t n, const T* edge_vec, Switch p, T* env, T* w, T* d_env, T* dw, int threads);
+  void (*environment_vjp)(int64_t n, const T* edge_vec, Switch p, const T* grad_env, const T* grad_w, T* grad_edge,
+                          int threads);
+  void (*environment_jvp)(int64_t n, const T* edge_vec, Switch p, const T* t_edge, T* t_env, T* t_w, int threads);
+
+  void (*embedding_forward)(int64_t n, const T* s, int n_layers, const dpsim_layer* layers, T* g, T* dg, int threads);
+  void (*embedding_backward)(int64_t n, const T* s, int n_layers, const dpsim_layer* layers, const T* g_bar,
+                             const T* dg_bar, const dpsim_layer_grad* grads, int threads);
+  void (*radial_forward)(int64_t n_centers, const int64_t* offsets, int channels, const T* env, const T* s,
+                         int n_layers, const dpsim_layer* layers, T* a, T* g, T* dg, int threads);
+  void (*radial_backward_inputs)(int64_t n_centers, const int64_t* offsets, int channels, const T* env, const T* s,
+                                 int n_layers, const dpsim_layer* layers, const T* a_bar, const T* g, const T* dg,
+                                 T* env_bar, T* s_bar, int threads);
+  void (*radial_backward_twice)(int64_t n_centers, const int64_t* offsets, int channels, int width, const T* env,
+                                const T* u_env, const T* u_s, const T* g, const T* dg, T* a_bar_bar, int threads);
+  void (*radial_backward_parameters)(int64_t n_centers, const int64_t* offsets, int channels, const T* env, const T* s,
+                                     int n_layers, const dpsim_layer* layers, const T* a2_bar, const T* a_bar,
+                                     const T* u_env, const T* u_s, const dpsim_layer_grad* grads, int threads);
+};
+
+struct Kernels {
+  KernelsOf<float> f32;
+  KernelsOf<double> f64;
+};
+
+template <typename T>
+const KernelsOf<T>& of(const Kernels& kernels);
+template <>
+inline const KernelsOf<float>& of(const Kernels& kernels) {
+  return kernels.f32;
+}
+template <>
+inline const KernelsOf<double>& of(const Kernels& kernels) {
+  return kernels.f64;
+}
+
+extern const Kernels kernels_scalar;
+#if defined(DPSIM_X86)
+extern const Kernels kernels_avx2;
+extern const Kernels kernels_avx512;
+#endif
+
+// The best instruction set of this machine.
+int best_isa();
+// The table for execution->isa, or nullptr with dpsim_last_error set.
+const Kernels* select_kernels(const dpsim_execution* execution);
+
+}  // namespace dpsim

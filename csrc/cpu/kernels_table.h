@@ -1,0 +1,17 @@
+// Fills the table of one instruction set. Included last by each kernels_*.cpp.
+#include "environment_kernel.h"
+#include "isa.h"
+#include "radial_kernel.h"
+
+namespace dpsim {
+namespace DPSIM_ISA {
+
+template <typename T>
+constexpr KernelsOf<T> table() {
+  return {environment<T>,       environment_vjp<T>,        environment_jvp<T>,
+          embedding_forward<T>, embedding_backward<T>,     radial_forward<T>,
+          radial_backward_inputs<T>, radial_backward_twice<T>, radial_backward_parameters<T>};
+}
+
+}  // namespace DPSIM_ISA
+}  // namespace dpsim

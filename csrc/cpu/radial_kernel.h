@@ -1,0 +1,579 @@
+// The radial embedding net with its derivative, G(s) and G'(s) = dG/ds of a dense tanh net of one input, its
+// contraction with the environment matrix, and every gradient that force training needs. CPU, any instruction set: included once per translation unit (see isa.h).
+//
+// Mirrors dpsim/kernels/radial.py::embedding_reference, step by step:
+//   1. z = x W + b, dz = dx W          value and derivative share one matrix product, rows [x; dx]
+//   2. y = tanh z,  dy = (1 - y^2) dz
+//   3. x' = y idt + [x, ..], dx' = dy idt + [dx, ..]
+// A thread owns whole blocks of kRows edges, keeps every layer of a block in cache, reads s, grad_g, grad_dg, and
+// writes g, dg of its rows. Parameter gradients are summed per thread and then over threads in order: the result is
+// the same from run to run for one number of threads.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <utility>
+#include <vector>
+
+#include "dpsim.h"
+
+namespace dpsim {
+namespace DPSIM_ISA {
+
+constexpr int kRows = 48;  // edges per block: a multiple of the register tile's rows
+
+template <typename T>
+struct Simd {
+  typedef T vec __attribute__((vector_size(DPSIM_VECTOR_BYTES), may_alias));
+  static constexpr int lanes = DPSIM_VECTOR_BYTES / sizeof(T);
+};
+template <typename T>
+using vec_t = typename Simd<T>::vec;
+
+template <typename T>
+inline vec_t<T> load(const T* p) {
+  vec_t<T> v;
+  std::memcpy(&v, p, sizeof v);
+  return v;
+}
+template <typename T>
+inline void store(T* p, vec_t<T> v) {
+  std::memcpy(p, &v, sizeof v);
+}
+
+inline int padded(int n, int lanes) { return (n + lanes - 1) / lanes * lanes; }
+
+// ---- tanh ------------------------------------------------------------------------------------------------------
+// tanh x = (e - 1) / (e + 1), e = 2^(n + f) = exp 2x; e - 1 = 2^n (2^f - 1) + (2^n - 1) keeps small x exact.
+template <typename T>
+struct Exp2 {};
+template <>
+struct Exp2<float> {
+  typedef int32_t integer;
+  static constexpr int degree = 7, mantissa = 23, bias = 127;
+  static constexpr float limit = 40.0f;
+};
+template <>
+struct Exp2<double> {
+  typedef int64_t integer;
+  static constexpr int degree = 13, mantissa = 52, bias = 1023;
+  static constexpr double limit = 80.0;
+};
+
+template <typename T>
+inline vec_t<T> tanh_vec(vec_t<T> x) {
+  using E = Exp2<T>;
+  typedef typename E::integer ivec __attribute__((vector_size(DPSIM_VECTOR_BYTES)));
+  constexpr double log2e = 1.4426950408889634074, ln2 = 0.69314718055994530942;
+  // Adding and subtracting 1.5 * 2^mantissa rounds to the nearest integer, and leaves it in the low bits.
+  constexpr T magic = T(1.5) * T(typename E::integer(1) << E::mantissa);
+  vec_t<T> t = x * T(2 * log2e);
+  t = t > E::limit ? (vec_t<T>{} + E::limit) : t;
+  t = t < -E::limit ? (vec_t<T>{} - E::limit) : t;
+  vec_t<T> shifted = t + magic;
+  vec_t<T> n = shifted - magic;
+  vec_t<T> u = (t - n) * T(ln2);
+  vec_t<T> q = vec_t<T>{} + T(1);  // Horner: 2^f - 1 = u (1 + u/2 (1 + u/3 (...)))
+#pragma GCC unroll 16
+  for (int k = E::degree; k >= 2; --k) q = T(1) + u * q * T(1.0 / k);
+  q *= u;
+  ivec exponent = ((ivec)shifted - (ivec)(vec_t<T>{} + magic) + typename E::integer(E::bias)) << E::mantissa;
+  vec_t<T> scale = (vec_t<T>)exponent;
+  vec_t<T> e_minus_1 = scale * q + (scale - T(1));
+  return e_minus_1 / (e_minus_1 + T(2));
+}
+
+// ---- small matrix products -------------------------------------------------------------------------------------
+// c (rows x NV vectors) = a (rows x k, leading dimension lda) times b (k x NV vectors, leading dimension ldb).
+template <typename T, int MR, int NV>
+inline void tile(int k, const T* a, int lda, const T* b, int ldb, T* c, int ldc) {
+  constexpr int L = Simd<T>::lanes;
+  vec_t<T> acc[MR][NV];
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) acc[r][v] = vec_t<T>{};
+  for (int i = 0; i < k; ++i) {
+    vec_t<T> bv[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) bv[v] = load(b + int64_t(i) * ldb + v * L);
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r) {
+      const T x = a[int64_t(r) * lda + i];
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) acc[r][v] += x * bv[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) store(c + int64_t(r) * ldc + v * L, acc[r][v]);
+}
+
+// c += a^T b: a (k x rows), so that c (rows x NV vectors) sums over k rows.
+template <typename T, int MR, int NV>
+inline void tile_transposed(int k, const T* a, int lda, const T* b, int ldb, T* c, int ldc) {
+  constexpr int L = Simd<T>::lanes;
+  vec_t<T> acc[MR][NV];
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) acc[r][v] = load(c + int64_t(r) * ldc + v * L);
+  for (int i = 0; i < k; ++i) {
+    vec_t<T> bv[NV];
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) bv[v] = load(b + int64_t(i) * ldb + v * L);
+#pragma GCC unroll 8
+    for (int r = 0; r < MR; ++r) {
+      const T x = a[int64_t(i) * lda + r];
+#pragma GCC unroll 8
+      for (int v = 0; v < NV; ++v) acc[r][v] += x * bv[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < MR; ++r)
+#pragma GCC unroll 8
+    for (int v = 0; v < NV; ++v) store(c + int64_t(r) * ldc + v * L, acc[r][v]);
+}
+
+constexpr int kTileRows = 6;
+constexpr int kTileVectors = DPSIM_VECTOR_BYTES == 64 ? 4 : 2;
+
+template <typename T, int NV>
+inline void gemm_columns(int rows, int k, const T* a, int lda, const T* b, int ldb, T* c, int ldc) {
+  for (int r = 0; r < rows; r += kTileRows)
+    tile<T, kTileRows, NV>(k, a + int64_t(r) * lda, lda, b, ldb, c + int64_t(r) * ldc, ldc);
+}
+
+// c = a b; rows is a multiple of kTileRows, n (= ldb) a multiple of the lanes.
+template <typename T>
+inline void gemm(int rows, int n, int k, const T* a, int lda, const T* b, T* c, int ldc) {
+  constexpr int L = Simd<T>::lanes;
+  for (int j = 0; j < n;) {
+    const int left = (n - j) / L;
+    if (left >= 4 && kTileVectors >= 4) {
+      gemm_columns<T, kTileVectors>(rows, k, a, lda, b + j, n, c + j, ldc), j += kTileVectors * L;
+    } else if (left >= 3 && kTileVectors >= 4) {
+      gemm_columns<T, 3>(rows, k, a, lda, b + j, n, c + j, ldc), j += 3 * L;
+    } else if (left >= 2) {
+      gemm_columns<T, 2>(rows, k, a, lda, b + j, n, c + j, ldc), j += 2 * L;
+    } else {
+      gemm_columns<T, 1>(rows, k, a, lda, b + j, n, c + j, ldc), j += L;
+    }
+  }
+}
+
+template <typename T, int NV>
+inline void gemm_transposed_columns(int m, int k, const T* a, int lda, const T* b, int ldb, T* c, int ldc) {
+  int r = 0;
+  for (; r + 4 <= m; r += 4) tile_transposed<T, 4, NV>(k, a + r, lda, b, ldb, c + int64_t(r) * ldc, ldc);
+  for (; r < m; ++r) tile_transposed<T, 1, NV>(k, a + r, lda, b, ldb, c + int64_t(r) * ldc, ldc);
+}
+
+// c (m x n) += a^T b with a (k x m), b (k x n); n (= ldc) a multiple of the lanes.
+template <typename T>
+inline void gemm_transposed(int m, int n, int k, const T* a, int lda, const T* b, int ldb, T* c) {
+  constexpr int L = Simd<T>::lanes;
+  for (int j = 0; j < n;) {
+    const int left = (n - j) / L;
+    if (left >= 4 && kTileVectors >= 4) {
+      gemm_transposed_columns<T, kTileVectors>(m, k, a, lda, b + j, ldb, c + j, n), j += kTileVectors * L;
+    } else if (left >= 2) {
+      gemm_transposed_columns<T, 2>(m, k, a, lda, b + j, ldb, c + j, n), j += 2 * L;
+    } else {
+      gemm_transposed_columns<T, 1>(m, k, a, lda, b + j, ldb, c + j, n), j += L;
+    }
+  }
+}
+
+// ---- the net ---------------------------------------------------------------------------------------------------
+template <typename T>
+struct PackedLayer {
+  int n_in, n_out, ld_in, ld_out, residual;
+  bool has_bias, has_idt;
+  std::vector<T> weight, weight_t, bias, idt;  // rows padded with zeros to a multiple of the lanes
+
+  explicit PackedLayer(const dpsim_layer& layer)
+      : n_in(layer.n_in),
+        n_out(layer.n_out),
+        ld_in(padded(layer.n_in, Simd<T>::lanes)),
+        ld_out(padded(layer.n_out, Simd<T>::lanes)),
+        residual(layer.residual),
+        has_bias(layer.bias != nullptr),
+        has_idt(layer.idt != nullptr),
+        weight(size_t(n_in) * ld_out),
+        weight_t(size_t(n_out) * ld_in),
+        bias(ld_out),
+        idt(ld_out) {
+    const T* w = static_cast<const T*>(layer.weight);
+    for (int i = 0; i < n_in; ++i)
+      for (int o = 0; o < n_out; ++o) {
+        weight[size_t(i) * ld_out + o] = w[size_t(i) * n_out + o];
+        weight_t[size_t(o) * ld_in + i] = w[size_t(i) * n_out + o];
+      }
+    const T *b = static_cast<const T*>(layer.bias), *t = static_cast<const T*>(layer.idt);
+    for (int o = 0; o < n_out; ++o) bias[o] = b ? b[o] : T(0), idt[o] = t ? t[o] : T(1);
+  }
+};
+
+// What one thread needs to push a block through the net: for each layer the stacked inputs [x; dx], y and dz.
+template <typename T>
+struct Workspace {
+  struct PerLayer {
+    std::vector<T> x, y, dz;
+  };
+  std::vector<PerLayer> layers;
+  std::vector<T> out, z, grad, grad_in;
+
+  explicit Workspace(const std::vector<PackedLayer<T>>& net) : layers(net.size()) {
+    size_t widest = Simd<T>::lanes;
+    for (size_t l = 0; l < net.size(); ++l) {
+      layers[l].x.assign(size_t(2 * kRows) * net[l].ld_in, T(0));
+      layers[l].y.assign(size_t(kRows) * net[l].ld_out, T(0));
+      layers[l].dz.assign(size_t(kRows) * net[l].ld_out, T(0));
+      widest = std::max({widest, size_t(net[l].ld_in), size_t(net[l].ld_out)});
+    }
+    for (std::vector<T>* buffer : {&out, &z, &grad, &grad_in}) buffer->assign(2 * kRows * widest, T(0));
+  }
+};
+
+// Forward through one block. Leaves the stacked result [G; G'] in ws.out with leading dimension ld_out of the last.
+template <typename T>
+void forward_block(const std::vector<PackedLayer<T>>& net, const T* s, int rows, Workspace<T>& ws) {
+  constexpr int L = Simd<T>::lanes;
+  const int ld0 = net[0].ld_in;
+  for (int r = 0; r < kRows; ++r) {
+    ws.layers[0].x[size_t(r) * ld0] = r < rows ? s[r] : T(0);
+    ws.layers[0].x[size_t(r + kRows) * ld0] = T(1);
+  }
+  for (size_t l = 0; l < net.size(); ++l) {
+    const PackedLayer<T>& layer = net[l];
+    const int ld = layer.ld_out, ld_in = layer.ld_in;
+    T* x = ws.layers[l].x.data();
+    T* out = l + 1 < net.size() ? ws.layers[l + 1].x.data() : ws.out.data();
+    gemm(2 * kRows, ld, layer.n_in, x, ld_in, layer.weight.data(), ws.z.data(), ld);  // 1.
+    for (int r = 0; r < kRows; ++r) {
+      const T *z = ws.z.data() + size_t(r) * ld, *dz = z + size_t(kRows) * ld;
+      T *y = ws.layers[l].y.data() + size_t(r) * ld, *kept = ws.layers[l].dz.data() + size_t(r) * ld;
+      T *o = out + size_t(r) * ld, *d_o = o + size_t(kRows) * ld;
+      for (int c = 0; c < ld; c += L) {
+        const vec_t<T> yv = tanh_vec<T>(load(z + c) + load(layer.bias.data() + c)), dzv = load(dz + c);
+        const vec_t<T> idt = load(layer.idt.data() + c);
+        store(y + c, yv), store(kept + c, dzv);
+        store(o + c, yv * idt), store(d_o + c, (T(1) - yv * yv) * dzv * idt);  // 2.
+      }
+      const T *xr = x + size_t(r) * ld_in, *dxr = xr + size_t(kRows) * ld_in;
+      for (int part = 0; part < layer.residual; ++part)  // 3.
+        for (int c = 0; c < layer.n_in; ++c) {
+          o[part * layer.n_in + c] += xr[c];
+          d_o[part * layer.n_in + c] += dxr[c];
+        }
+    }
+  }
+}
+
+// Sums of parameter gradients, in the packed layout.
+template <typename T>
+struct ParameterGradients {
+  struct PerLayer {
+    std::vector<T> weight, bias, idt;
+  };
+  std::vector<PerLayer> layers;
+
+  template <typename U>
+  explicit ParameterGradients(const std::vector<PackedLayer<U>>& net) {
+    for (const PackedLayer<U>& l : net)
+      layers.push_back({std::vector<T>(l.weight.size()), std::vector<T>(l.ld_out), std::vector<T>(l.ld_out)});
+  }
+
+  // Adds other to this and sets other to zero.
+  template <typename U>
+  void absorb(ParameterGradients<U>& other) {
+    auto move = [](std::vector<T>& to, std::vector<U>& from) {
+      for (size_t k = 0; k < to.size(); ++k) to[k] += from[k], from[k] = U(0);
+    };
+    for (size_t l = 0; l < layers.size(); ++l) {
+      move(layers[l].weight, other.layers[l].weight);
+      move(layers[l].bias, other.layers[l].bias);
+      move(layers[l].idt, other.layers[l].idt);
+    }
+  }
+};
+
+// Backward through one block, after forward_block; ws.grad holds the stacked gradients [g_bar; dg_bar], padded with 0.
+template <typename T>
+void backward_block(const std::vector<PackedLayer<T>>& net, Workspace<T>& ws, ParameterGradients<T>& sums) {
+  constexpr int L = Simd<T>::lanes;
+  for (int l = int(net.size()) - 1; l >= 0; --l) {
+    const PackedLayer<T>& layer = net[l];
+    const int ld = layer.ld_out, ld_in = layer.ld_in;
+    auto& sum = sums.layers[l];
+    for (int r = 0; r < kRows; ++r) {
+      T *g = ws.grad.data() + size_t(r) * ld, *dg = g + size_t(kRows) * ld;
+      T *gz = ws.z.data() + size_t(r) * ld, *gdz = gz + size_t(kRows) * ld;
+      const T *y = ws.layers[l].y.data() + size_t(r) * ld, *dz = ws.layers[l].dz.data() + size_t(r) * ld;
+      for (int c = 0; c < ld; c += L) {
+        const vec_t<T> yv = load(y + c), dzv = load(dz + c), h = T(1) - yv * yv;
+        vec_t<T> gv = load(g + c), dgv = load(dg + c);
+        if (layer.has_idt) {
+          store(sum.idt.data() + c, load(sum.idt.data() + c) + gv * yv + dgv * h * dzv);
+          const vec_t<T> idt = load(layer.idt.data() + c);
+          gv *= idt, dgv *= idt;
+        }
+        const vec_t<T> gzv = h * (gv - T(2) * yv * dzv * dgv);
+        store(gz + c, gzv), store(gdz + c, h * dgv);
+        store(sum.bias.data() + c, load(sum.bias.data() + c) + gzv);
+      }
+    }
+    gemm_transposed(layer.n_in, ld, 2 * kRows, ws.layers[l].x.data(), ld_in, ws.z.data(), ld, sum.weight.data());
+    if (l == 0) break;
+    gemm(2 * kRows, ld_in, layer.n_out, ws.z.data(), ld, layer.weight_t.data(), ws.grad_in.data(), ld_in);
+    for (int r = 0; r < 2 * kRows; ++r)
+      for (int part = 0; part < layer.residual; ++part)
+        for (int c = 0; c < layer.n_in; ++c)
+          ws.grad_in[size_t(r) * ld_in + c] += ws.grad[size_t(r) * ld + part * layer.n_in + c];
+    std::swap(ws.grad, ws.grad_in);
+  }
+}
+
+template <typename T>
+std::vector<PackedLayer<T>> pack(int n_layers, const dpsim_layer* layers) {
+  return std::vector<PackedLayer<T>>(layers, layers + n_layers);
+}
+
+template <typename T>
+void embedding_forward(int64_t n, const T* s, int n_layers, const dpsim_layer* layers, T* g, T* dg, int threads) {
+  const auto net = pack<T>(n_layers, layers);
+  const int width = net.back().n_out, ld = net.back().ld_out;
+  const int64_t blocks = (n + kRows - 1) / kRows;
+  (void)threads;
+#ifdef _OPENMP
+#pragma omp parallel num_threads(threads) if (threads > 1)
+#endif
+  {
+    Workspace<T> ws(net);
+#ifdef _OPENMP
+#pragma omp for schedule(static)
+#endif
+    for (int64_t b = 0; b < blocks; ++b) {
+      const int64_t first = b * kRows;
+      const int rows = int(std::min<int64_t>(kRows, n - first));
+      forward_block(net, s + first, rows, ws);
+      for (int r = 0; r < rows; ++r) {
+        std::memcpy(g + (first + r) * width, ws.out.data() + size_t(r) * ld, width * sizeof(T));
+        std::memcpy(dg + (first + r) * width, ws.out.data() + size_t(r + kRows) * ld, width * sizeof(T));
+      }
+    }
+  }
+}
+
+// ---- contraction with the environment matrix -------------------------------------------------------------------
+// A_i[c, m] = sum_j env_ij[c] G_m(s_ij): edges sorted by centre, those of atom i are offsets[i] .. offsets[i + 1].
+// Threads own whole atoms, with about the same number of edges each.
+
+inline int64_t first_atom(int64_t n_atoms, const int64_t* offsets, int part, int parts) {
+  const int64_t edges = offsets[n_atoms] - offsets[0];
+  const int64_t* p = std::lower_bound(offsets, offsets + n_atoms, offsets[0] + edges * part / parts);
+  return part == parts ? n_atoms : p - offsets;
+}
+
+// Calls visit(r, edge, atom) for the rows of one block; `atom` is carried from block to block.
+template <typename F>
+inline void for_rows(int64_t first, int rows, const int64_t* offsets, int64_t& atom, F visit) {
+  for (int r = 0; r < rows; ++r) {
+    while (first + r >= offsets[atom + 1]) ++atom;
+    visit(r, first + r, atom);
+  }
+}
+
+// Runs body(part, first_atom, last_atom) for every part, in parallel.
+template <typename F>
+inline void for_parts(int64_t n_atoms, const int64_t* offsets, int threads, F body) {
+  const int parts = std::max(1, threads);
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(parts) if (parts > 1) schedule(static, 1)
+#endif
+  for (int part = 0; part < parts; ++part)
+    body(part, first_atom(n_atoms, offsets, part, parts), first_atom(n_atoms, offsets, part + 1, parts));
+}
+
+// Writes a (n_atoms, channels, M), and g, dg (n_edges, M) where they are not null.
+template <typename T>
+void radial_forward(int64_t n_atoms, const int64_t* offsets, int channels, const T* env, const T* s, int n_layers,
+                    const dpsim_layer* layers, T* a, T* g, T* dg, int threads) {
+  const auto net = pack<T>(n_layers, layers);
+  const int width = net.back().n_out, ld = net.back().ld_out;
+  for_parts(n_atoms, offsets, threads, [&](int, int64_t begin, int64_t end) {
+    if (begin == end) return;
+    Workspace<T> ws(net);
+    int64_t atom = begin;
+    std::fill(a + begin * channels * width, a + end * channels * width, T(0));
+    for (int64_t first = offsets[begin]; first < offsets[end]; first += kRows) {
+      const int rows = int(std::min<int64_t>(kRows, offsets[end] - first));
+      forward_block(net, s + first, rows, ws);
+      for_rows(first, rows, offsets, atom, [&](int r, int64_t edge, int64_t i) {
+        const T *gr = ws.out.data() + size_t(r) * ld, *dgr = gr + size_t(kRows) * ld;
+        for (int c = 0; c < channels; ++c) {
+          const T x = env[edge * channels + c];
+          T* row = a + (i * channels + c) * width;
+          for (int m = 0; m < width; ++m) row[m] += x * gr[m];
+        }
+        if (g) std::memcpy(g + edge * width, gr, width * sizeof(T));
+        if (dg) std::memcpy(dg + edge * width, dgr, width * sizeof(T));
+      });
+    }
+  });
+}
+
+// env_bar_c = sum_m a_bar[c, m] G_m and s_bar = sum_c env_c sum_m a_bar[c, m] G'_m, per edge.
+// Reads g and dg where given, and evaluates the net again where they are null.
+template <typename T>
+void radial_backward_inputs(int64_t n_atoms, const int64_t* offsets, int channels, const T* env, const T* s,
+                            int n_layers, const dpsim_layer* layers, const T* a_bar, const T* g, const T* dg,
+                            T* env_bar, T* s_bar, int threads) {
+  const auto net = pack<T>(n_layers, layers);
+  const int width = net.back().n_out, ld = net.back().ld_out;
+  for_parts(n_atoms, offsets, threads, [&](int, int64_t begin, int64_t end) {
+    if (begin == end) return;
+    Workspace<T> ws(net);
+    int64_t atom = begin;
+    for (int64_t first = offsets[begin]; first < offsets[end]; first += kRows) {
+      const int rows = int(std::min<int64_t>(kRows, offsets[end] - first));
+      if (!g) forward_block(net, s + first, rows, ws);
+      for_rows(first, rows, offsets, atom, [&](int r, int64_t edge, int64_t i) {
+        const T* gr = g ? g + edge * width : ws.out.data() + size_t(r) * ld;
+        const T* dgr = g ? dg + edge * width : ws.out.data() + size_t(r + kRows) * ld;
+        T total = 0;
+        for (int c = 0; c < channels; ++c) {
+          const T* row = a_bar + (i * channels + c) * width;
+          T sum = 0, slope = 0;
+#pragma omp simd reduction(+ : sum, slope)
+          for (int m = 0; m < width; ++m) sum += row[m] * gr[m], slope += row[m] * dgr[m];
+          env_bar[edge * channels + c] = sum;
+          total += env[edge * channels + c] * slope;
+        }
+        s_bar[edge] = total;
+      });
+    }
+  });
+}
+
+// The gradient, in a_bar, of sum(u_env . env_bar) + sum(u_s s_bar):
+// a[c, m] = sum_j u_env[c] G_m + u_s env[c] G'_m.
+template <typename T>
+void radial_backward_twice(int64_t n_atoms, const int64_t* offsets, int channels, int width, const T* env,
+                           const T* u_env, const T* u_s, const T* g, const T* dg, T* a, int threads) {
+  for_parts(n_atoms, offsets, threads, [&](int, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i) {
+      T* rows = a + i * channels * width;
+      std::fill(rows, rows + channels * width, T(0));
+      for (int64_t edge = offsets[i]; edge < offsets[i + 1]; ++edge) {
+        const T *gr = g + edge * width, *dgr = dg + edge * width;
+        for (int c = 0; c < channels; ++c) {
+          const T x = u_env[edge * channels + c], y = u_s[edge] * env[edge * channels + c];
+          for (int m = 0; m < width; ++m) rows[c * width + m] += x * gr[m] + y * dgr[m];
+        }
+      }
+    }
+  });
+}
+
+// ---- gradients of the parameters -------------------------------------------------------------------------------
+// fill(first, rows, ws.grad) writes the stacked gradients [g_bar; dg_bar] of a block of edges [begin(part), end(part)).
+// grads[l] says where to write the gradients of layer l, laid out as its parameters (null where there is none).
+template <typename T, typename Range, typename Fill>
+void parameter_gradients(const std::vector<PackedLayer<T>>& net, const T* s, int parts, Range range, Fill fill,
+                         const dpsim_layer_grad* grads) {
+  constexpr int kFlush = 16;  // blocks summed in T before they join the sum in double
+  std::vector<ParameterGradients<double>> totals(parts, ParameterGradients<double>(net));
+#ifdef _OPENMP
+#pragma omp parallel for num_threads(parts) if (parts > 1) schedule(static, 1)
+#endif
+  for (int part = 0; part < parts; ++part) {
+    Workspace<T> ws(net);
+    ParameterGradients<T> sums(net);
+    const auto [begin, end] = range(part);
+    auto rows_of = fill(part);
+    int blocks = 0;
+    for (int64_t first = begin; first < end; first += kRows) {
+      const int rows = int(std::min<int64_t>(kRows, end - first));
+      forward_block(net, s + first, rows, ws);
+      std::fill(ws.grad.begin(), ws.grad.begin() + size_t(2 * kRows) * net.back().ld_out, T(0));
+      rows_of(first, rows, ws.grad.data());
+      backward_block(net, ws, sums);
+      if (++blocks % kFlush == 0 || first + kRows >= end) totals[part].absorb(sums);
+    }
+  }
+  for (size_t l = 0; l < net.size(); ++l) {
+    const PackedLayer<T>& layer = net[l];
+    auto total = [&](auto member, size_t index) {
+      double sum = 0;
+      for (const auto& t : totals) sum += (t.layers[l].*member)[index];
+      return T(sum);
+    };
+    using Layer = typename ParameterGradients<double>::PerLayer;
+    for (int o = 0; o < layer.n_out; ++o) {
+      for (int i = 0; i < layer.n_in; ++i)
+        static_cast<T*>(grads[l].weight)[size_t(i) * layer.n_out + o] =
+            total(&Layer::weight, size_t(i) * layer.ld_out + o);
+      if (grads[l].bias) static_cast<T*>(grads[l].bias)[o] = total(&Layer::bias, o);
+      if (grads[l].idt) static_cast<T*>(grads[l].idt)[o] = total(&Layer::idt, o);
+    }
+  }
+}
+
+template <typename T>
+void embedding_backward(int64_t n, const T* s, int n_layers, const dpsim_layer* layers, const T* grad_g,
+                        const T* grad_dg, const dpsim_layer_grad* grads, int threads) {
+  const auto net = pack<T>(n_layers, layers);
+  const int width = net.back().n_out, ld = net.back().ld_out, parts = std::max(1, threads);
+  const int64_t blocks = (n + kRows - 1) / kRows;
+  auto range = [&](int part) {
+    return std::make_pair(blocks * part / parts * kRows, std::min(n, blocks * (part + 1) / parts * kRows));
+  };
+  auto fill = [&](int) {
+    return [&](int64_t first, int rows, T* grad) {
+      for (int r = 0; r < rows; ++r) {
+        std::memcpy(grad + size_t(r) * ld, grad_g + (first + r) * width, width * sizeof(T));
+        std::memcpy(grad + size_t(r + kRows) * ld, grad_dg + (first + r) * width, width * sizeof(T));
+      }
+    };
+  };
+  parameter_gradients(net, s, parts, range, fill, grads);
+}
+
+// Parameter gradients of sum(a2_bar . A) + sum(u_env . env_bar) + sum(u_s s_bar), where env_bar, s_bar belong to a_bar:
+//   g_bar = env a2_bar + u_env a_bar,   dg_bar = u_s env a_bar.      u_env, u_s, a_bar may all be null.
+template <typename T>
+void radial_backward_parameters(int64_t n_atoms, const int64_t* offsets, int channels, const T* env, const T* s,
+                                int n_layers, const dpsim_layer* layers, const T* a2_bar, const T* a_bar,
+                                const T* u_env, const T* u_s, const dpsim_layer_grad* grads, int threads) {
+  const auto net = pack<T>(n_layers, layers);
+  const int width = net.back().n_out, ld = net.back().ld_out, parts = std::max(1, threads);
+  auto range = [&](int part) {
+    return std::make_pair(offsets[first_atom(n_atoms, offsets, part, parts)],
+                          offsets[first_atom(n_atoms, offsets, part + 1, parts)]);
+  };
+  auto fill = [&](int part) {
+    int64_t atom = first_atom(n_atoms, offsets, part, parts);
+    return [&, atom](int64_t first, int rows, T* grad) mutable {
+      for_rows(first, rows, offsets, atom, [&](int r, int64_t edge, int64_t i) {
+        T *gr = grad + size_t(r) * ld, *dgr = grad + size_t(r + kRows) * ld;
+        for (int c = 0; c < channels; ++c) {
+          const int64_t row = (i * channels + c) * width;
+          const T x = env[edge * channels + c];
+          for (int m = 0; m < width; ++m) gr[m] += x * a2_bar[row + m];
+          if (!a_bar) continue;
+          const T u = u_env[edge * channels + c], v = u_s[edge] * x;
+          for (int m = 0; m < width; ++m) gr[m] += u * a_bar[row + m], dgr[m] += v * a_bar[row + m];
+        }
+      });
+    };
+  };
+  parameter_gradients(net, s, parts, range, fill, grads);
+}
+
+}  // namespace DPSIM_ISA
+}  // namespace dpsim

@@ -1,0 +1,171 @@
+/* The C interface of dpsim's native kernels: plain C, no dependency on any framework.
+ *
+ * Every function that can fail returns a dpsim_status; dpsim_last_error() then says why (per thread).
+ * Arrays are contiguous, row-major, and owned by the caller. Suffix _f32 / _f64: precision of every array.
+ * Nothing is kept between calls: all functions may be called from several threads at once.
+ */
+#ifndef DPSIM_H
+#define DPSIM_H
+
+#include <stdint.h>
+
+#define DPSIM_VERSION "0.1.0"
+#define DPSIM_ABI 1 /* raised whenever a signature or struct below changes */
+
+#if defined(__GNUC__)
+#define DPSIM_API __attribute__((visibility("default")))
+#else
+#define DPSIM_API
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+typedef enum {
+  DPSIM_OK = 0,
+  DPSIM_INVALID_ARGUMENT = 1,
+  DPSIM_UNSUPPORTED = 2, /* not built, or not on this machine */
+  DPSIM_OUT_OF_MEMORY = 3,
+  DPSIM_CUDA_ERROR = 4,
+  DPSIM_INTERNAL_ERROR = 5
+} dpsim_status;
+
+typedef enum { DPSIM_ISA_BEST = 0, DPSIM_ISA_SCALAR = 1, DPSIM_ISA_AVX2 = 2, DPSIM_ISA_AVX512 = 3 } dpsim_isa;
+
+/* How a CPU kernel runs. A NULL pointer means {1, DPSIM_ISA_BEST}. Results depend on neither but in rounding. */
+typedef struct {
+  int32_t threads; /* at most this many OpenMP threads; small problems use one */
+  int32_t isa;     /* dpsim_isa; an instruction set this machine lacks is DPSIM_UNSUPPORTED */
+} dpsim_execution;
+
+typedef struct {
+  int32_t abi;          /* DPSIM_ABI of the library */
+  int32_t isa;          /* the best dpsim_isa of this machine that was built */
+  int32_t openmp;       /* 1: kernels can use threads */
+  int32_t cuda;         /* 1: CUDA kernels were built */
+  int32_t cuda_devices; /* usable devices; 0 without a driver */
+} dpsim_capabilities_t;
+
+DPSIM_API const char* dpsim_version(void);
+DPSIM_API const char* dpsim_last_error(void);
+DPSIM_API int dpsim_capabilities(dpsim_capabilities_t* capabilities);
+
+/* ---- environment matrix of edges ---------------------------------------------------------------------------------
+ * r = |edge_vec|, v = clamp((rcut - r) / (rcut - rcut_smth), 0, 1), w = v^3 (10 - 15 v + 6 v^2), r' = r + protection
+ * env = (w / r', w x / r'^2, w y / r'^2, w z / r'^2)
+ *
+ * edge_vec (n, 3) A; env (n, 4); w (n,); d_env (n, 4, 3) = d env_c / d edge_vec_a; dw (n,) = dw/dr.
+ * d_env and dw may be NULL. An edge of length zero has direction zero.
+ */
+DPSIM_API int dpsim_environment_f32(int64_t n, const float* edge_vec, double rcut, double rcut_smth,
+                                    double protection, float* env, float* w, float* d_env, float* dw,
+                                    const dpsim_execution* execution);
+DPSIM_API int dpsim_environment_f64(int64_t n, const double* edge_vec, double rcut, double rcut_smth,
+                                    double protection, double* env, double* w, double* d_env, double* dw,
+                                    const dpsim_execution* execution);
+
+/* Pull back: grad_edge_a = sum_c grad_env_c d env_c / d edge_vec_a + grad_w dw / d edge_vec_a.
+ * grad_env (n, 4), grad_w (n,): either may be NULL (zero); grad_edge (n, 3). */
+DPSIM_API int dpsim_environment_vjp_f32(int64_t n, const float* edge_vec, double rcut, double rcut_smth,
+                                        double protection, const float* grad_env, const float* grad_w,
+                                        float* grad_edge, const dpsim_execution* execution);
+DPSIM_API int dpsim_environment_vjp_f64(int64_t n, const double* edge_vec, double rcut, double rcut_smth,
+                                        double protection, const double* grad_env, const double* grad_w,
+                                        double* grad_edge, const dpsim_execution* execution);
+
+/* Push forward: t_env_c = sum_a d env_c / d edge_vec_a t_edge_a, t_w likewise. t_edge (n, 3); t_env (n, 4); t_w (n,),
+ * may be NULL. */
+DPSIM_API int dpsim_environment_jvp_f32(int64_t n, const float* edge_vec, double rcut, double rcut_smth,
+                                        double protection, const float* t_edge, float* t_env, float* t_w,
+                                        const dpsim_execution* execution);
+DPSIM_API int dpsim_environment_jvp_f64(int64_t n, const double* edge_vec, double rcut, double rcut_smth,
+                                        double protection, const double* t_edge, double* t_env, double* t_w,
+                                        const dpsim_execution* execution);
+
+/* The same as dpsim_environment_*, on device pointers, queued on `stream` (a cudaStream_t, NULL: the default stream)
+ * of the current device. Returns DPSIM_UNSUPPORTED if CUDA kernels were not built. */
+DPSIM_API int dpsim_environment_cuda_f32(int64_t n, const float* edge_vec, double rcut, double rcut_smth,
+                                         double protection, float* env, float* w, float* d_env, float* dw,
+                                         void* stream);
+DPSIM_API int dpsim_environment_cuda_f64(int64_t n, const double* edge_vec, double rcut, double rcut_smth,
+                                         double protection, double* env, double* w, double* d_env, double* dw,
+                                         void* stream);
+
+/* ---- radial embedding and its contraction with the environment matrix ---------------------------------------------
+ * A dense tanh net of one input: y = tanh(x W + b) * idt + residual copies of x; G(s) is its output, G' = dG/ds.
+ *     a_i[c, m] = sum_j env_ij[c] G_m(s_ij)
+ * Edges are sorted by centre; those of centre i are offsets[i] .. offsets[i + 1], offsets[0] = 0.
+ * Shapes: s (n_edges,), env and u_env (n_edges, channels), u_s (n_edges,), g and dg (n_edges, M), a, a_bar, a2_bar
+ * (n_centers, channels, M) with M the width of the last layer.
+ */
+typedef struct {
+  int n_in, n_out; /* the first layer has n_in = 1, each other the n_out of the one before */
+  int residual;    /* copies of the input added to the output: 0; 1 if n_out = n_in; 2 if n_out = 2 n_in */
+  const void* weight; /* (n_in, n_out) */
+  const void* bias;   /* (n_out,) or NULL */
+  const void* idt;    /* (n_out,) or NULL: one */
+} dpsim_layer;
+
+typedef struct { /* where to write the gradients of a dpsim_layer; NULL where the parameter is NULL */
+  void *weight, *bias, *idt;
+} dpsim_layer_grad;
+
+/* G and G' of each s. */
+DPSIM_API int dpsim_embedding_forward_f32(int64_t n, const float* s, int n_layers, const dpsim_layer* layers, float* g,
+                                          float* dg, const dpsim_execution* execution);
+/* Parameter gradients of sum(g_bar . G) + sum(dg_bar . G'). */
+DPSIM_API int dpsim_embedding_backward_f32(int64_t n, const float* s, int n_layers, const dpsim_layer* layers,
+                                           const float* g_bar, const float* dg_bar, const dpsim_layer_grad* grads,
+                                           const dpsim_execution* execution);
+/* a, and g, dg where they are not NULL. */
+DPSIM_API int dpsim_radial_forward_f32(int64_t n_centers, const int64_t* offsets, int channels, const float* env,
+                                       const float* s, int n_layers, const dpsim_layer* layers, float* a, float* g, float* dg,
+                                       const dpsim_execution* execution);
+/* env_bar[c] = sum_m a_bar[c, m] G_m, s_bar = sum_c env[c] sum_m a_bar[c, m] G'_m. g, dg may both be NULL: evaluated. */
+DPSIM_API int dpsim_radial_backward_inputs_f32(int64_t n_centers, const int64_t* offsets, int channels,
+                                               const float* env, const float* s, int n_layers, const dpsim_layer* layers,
+                                               const float* a_bar, const float* g, const float* dg, float* env_bar,
+                                               float* s_bar, const dpsim_execution* execution);
+/* a_bar_bar[c, m] = sum_j u_env[c] G_m + u_s env[c] G'_m: gradient in a_bar of sum(u_env . env_bar) + sum(u_s s_bar). */
+DPSIM_API int dpsim_radial_backward_twice_f32(int64_t n_centers, const int64_t* offsets, int channels, int width,
+                                              const float* env, const float* u_env, const float* u_s, const float* g,
+                                              const float* dg, float* a_bar_bar, const dpsim_execution* execution);
+/* Parameter gradients of sum(a2_bar . a) + sum(u_env . env_bar) + sum(u_s s_bar); a_bar, u_env, u_s may all be NULL. */
+DPSIM_API int dpsim_radial_backward_parameters_f32(int64_t n_centers, const int64_t* offsets, int channels,
+                                                   const float* env, const float* s, int n_layers,
+                                                   const dpsim_layer* layers, const float* a2_bar, const float* a_bar,
+                                                   const float* u_env, const float* u_s, const dpsim_layer_grad* grads,
+                                                   const dpsim_execution* execution);
+
+/* G and G' of each s. */
+DPSIM_API int dpsim_embedding_forward_f64(int64_t n, const double* s, int n_layers, const dpsim_layer* layers, double* g,
+                                          double* dg, const dpsim_execution* execution);
+/* Parameter gradients of sum(g_bar . G) + sum(dg_bar . G'). */
+DPSIM_API int dpsim_embedding_backward_f64(int64_t n, const double* s, int n_layers, const dpsim_layer* layers,
+                                           const double* g_bar, const double* dg_bar, const dpsim_layer_grad* grads,
+                                           const dpsim_execution* execution);
+/* a, and g, dg where they are not NULL. */
+DPSIM_API int dpsim_radial_forward_f64(int64_t n_centers, const int64_t* offsets, int channels, const double* env,
+                                       const double* s, int n_layers, const dpsim_layer* layers, double* a, double* g, double* dg,
+                                       const dpsim_execution* execution);
+/* env_bar[c] = sum_m a_bar[c, m] G_m, s_bar = sum_c env[c] sum_m a_bar[c, m] G'_m. g, dg may both be NULL: evaluated. */
+DPSIM_API int dpsim_radial_backward_inputs_f64(int64_t n_centers, const int64_t* offsets, int channels,
+                                               const double* env, const double* s, int n_layers, const dpsim_layer* layers,
+                                               const double* a_bar, const double* g, const double* dg, double* env_bar,
+                                               double* s_bar, const dpsim_execution* execution);
+/* a_bar_bar[c, m] = sum_j u_env[c] G_m + u_s env[c] G'_m: gradient in a_bar of sum(u_env . env_bar) + sum(u_s s_bar). */
+DPSIM_API int dpsim_radial_backward_twice_f64(int64_t n_centers, const int64_t* offsets, int channels, int width,
+                                              const double* env, const double* u_env, const double* u_s, const double* g,
+                                              const double* dg, double* a_bar_bar, const dpsim_execution* execution);
+/* Parameter gradients of sum(a2_bar . a) + sum(u_env . env_bar) + sum(u_s s_bar); a_bar, u_env, u_s may all be NULL. */
+DPSIM_API int dpsim_radial_backward_parameters_f64(int64_t n_centers, const int64_t* offsets, int channels,
+                                                   const double* env, const double* s, int n_layers,
+                                                   const dpsim_layer* layers, const double* a2_bar, const double* a_bar,
+                                                   const double* u_env, const double* u_s, const dpsim_layer_grad* grads,
+                                                   const dpsim_execution* execution);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,221 @@
+"""The command line: one short function per command, each importing the room that does the work when it is called."""
+
+from __future__ import annotations
+
+import json
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dpsim.errors import DpsimError
+
+app = typer.Typer(
+    help="From first-principles data to a trained Deep Potential, molecular dynamics, and a verdict.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+LOG = "dpsim-error.log"
+MISTAKE, UNEXPECTED, INTERRUPTED = 2, 1, 130  # exit codes
+
+ProtocolFile = Annotated[Path, typer.Argument(help="A protocol, e.g. from `dpsim template nve`.")]
+ModelName = Annotated[str, typer.Argument(help="A model file (.dpsim), or the name of a bundled model.")]
+
+
+@app.command()
+def run(
+    protocol: ProtocolFile,
+    directory: Annotated[Path | None, typer.Option("--directory", "-d", help="Default: the protocol's name.")] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only where the report is.")] = False,
+) -> None:
+    """Simulate, analyse and judge. The same command continues after an interruption."""
+    from dpsim.protocols.progress import ProgressDisplay
+    from dpsim.protocols.runner import run_protocol
+    from dpsim.protocols.schema import load_protocol
+
+    loaded = load_protocol(protocol)
+    display = ProgressDisplay(Console(quiet=True)) if quiet else ProgressDisplay()
+    outcome = run_protocol(loaded, directory or Path(loaded.name), display=display)
+    if quiet:
+        typer.echo(outcome.message)
+    if outcome.stopped:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def train(
+    config: Annotated[Path, typer.Argument(help="What to train, e.g. examples/water/train.yaml.")],
+    directory: Annotated[
+        Path | None, typer.Option("--directory", "-d", help="Default: a folder named like the file.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in that folder, bit by bit.")] = False,
+) -> None:
+    """Train a model on first-principles data."""
+    from dpsim.config import load_yaml
+    from dpsim.train.config import TrainConfig
+    from dpsim.train.trainer import train as train_model
+
+    result = train_model(load_yaml(config, TrainConfig), directory or Path(config.stem), resume=resume)
+    if not result.finished:
+        raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def test(
+    model: ModelName,
+    data: Annotated[list[Path], typer.Argument(help="Folders (DeePMD npy), HDF5 or extxyz files: one set each.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write test.json and parity.png here.")] = None,
+    frames: Annotated[int | None, typer.Option(min=1, help="At most this many frames of each set.")] = None,
+) -> None:
+    """Errors of a model on labelled data: energy per atom, forces, virial."""
+    from dpsim.train.testing import check_model
+
+    check_model(model, data, output, max_frames=frames)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A portable DeePMD-kit model (.dp, .yaml).")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write (.dpsim).")],
+) -> None:
+    """Convert a DeePMD-kit model into a dpsim model file."""
+    from dpsim.models.checkpoint import save_model
+    from dpsim.models.deepmd_format import read_deepmd
+
+    model = read_deepmd(source)
+    save_model(output, model, provenance=model.metadata)
+    typer.echo(f"written to {output}")
+
+
+@app.command()
+def show(
+    model: ModelName,
+    as_json: Annotated[bool, typer.Option("--json", help="The whole header as JSON.")] = False,
+) -> None:
+    """What a model file says of itself: elements, cutoff, training data, errors, licence."""
+    from dpsim.models.checkpoint import read_header
+
+    header = read_header(model)
+    if as_json:
+        typer.echo(json.dumps(header, indent=2, ensure_ascii=False))
+    else:
+        Console(highlight=False).print(_as_table(header))
+
+
+@app.command()
+def schema(
+    of_training: Annotated[bool, typer.Option("--train", help="Of training files instead of protocols.")] = False,
+) -> None:
+    """Print the JSON schema of a protocol: editors complete and check YAML files with it."""
+    from dpsim.protocols.schema import json_schema
+    from dpsim.train.config import TrainConfig
+
+    typer.echo(json.dumps(TrainConfig.model_json_schema() if of_training else json_schema(), indent=2))
+
+
+@app.command()
+def template(
+    name: Annotated[str, typer.Argument(help="nve, rdf, nvt, npt or minimise.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: print it.")] = None,
+) -> None:
+    """Print a commented protocol to start from: `dpsim template nve > nve.yaml`."""
+    from dpsim.protocols.templates import template as template_text
+
+    text = template_text(name)
+    if output is None:
+        typer.echo(text, nl=False)
+        return
+    try:
+        with output.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        raise DpsimError(f"`{output}` exists; expected a new file. Choose another name, or remove it.") from None
+    typer.echo(f"written to {output}")
+
+
+@app.command()
+def validate(file: Annotated[Path, typer.Argument(help="A protocol or a training file.")]) -> None:
+    """Check everything that can be checked without simulating or training."""
+    from dpsim.config import load_yaml
+    from dpsim.protocols.runner import validate_file
+    from dpsim.train.config import TrainConfig
+    from dpsim.train.setup import open_data
+
+    if _is_training(file):
+        config = load_yaml(file, TrainConfig)
+        open_data(config.data, config.model.type_map)
+        typer.echo(f"{file}: a training file, ready for `dpsim train`")
+    else:
+        validate_file(file)
+        typer.echo(f"{file}: a protocol, ready for `dpsim run`")
+
+
+@app.command()
+def doctor() -> None:
+    """What is installed, which kernels and engines are usable, and how to get what is missing."""
+    from dpsim.doctor import diagnose, show_diagnosis
+
+    checks = diagnose()
+    show_diagnosis(checks, Console(highlight=False))
+    if any(check.state == "broken" for check in checks):
+        raise typer.Exit(1)
+
+
+def main() -> None:
+    """Entry point: errors caused by input become one message; every traceback goes to a file."""
+    try:
+        app()
+    except DpsimError as error:
+        sys.exit(_report(str(error), MISTAKE))
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)
+    except Exception as error:
+        sys.exit(_report(f"unexpected {type(error).__name__}: {error}", UNEXPECTED))
+
+
+def _report(message: str, code: int) -> int:
+    """Print a message in red, write the traceback of the current exception to the log, and give the exit code."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print("error:", style="bold red", end=" ")
+    console.print(message, style="red", markup=False)
+    try:
+        Path(LOG).write_text(f"$ {' '.join(sys.argv)}\n\n{traceback.format_exc()}", encoding="utf-8")
+        console.print(f"(details in {LOG})", style="dim")
+    except OSError:
+        console.print("(the traceback could not be written here; run in a folder you can write to)", style="dim")
+    return code
+
+
+def _is_training(file: Path) -> bool:
+    """Whether a YAML file looks like a training file; mistakes in it are for its own reader to report."""
+    import yaml
+
+    try:
+        keys = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(keys, dict) and "data" in keys and "stages" not in keys
+
+
+def _as_table(header: dict[str, Any]) -> Any:
+    """A header as two columns: one row per value, nested keys joined by dots."""
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("key", "value", show_header=False)
+
+    def add(prefix: str, value: Any) -> None:
+        if isinstance(value, dict):
+            for key, inner in value.items():
+                add(f"{prefix}.{key}" if prefix else str(key), inner)
+        else:
+            table.add_row(Text(prefix, style="bold"), Text(value if isinstance(value, str) else json.dumps(value)))
+
+    add("", header)
+    return table

@@ -1,0 +1,183 @@
+"""Reader of extended XYZ (.xyz, .extxyz), parsed by ASE one frame at a time.
+
+The file is scanned once for where frames begin and which elements occur; frames are parsed when asked for.
+Labels: REF_* are preferred, then dft_*, then the plain names, then what ASE holds as calculator results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dpsim.data.frame import Frame
+from dpsim.data.system import System, hash_file
+from dpsim.errors import DataError
+
+_PREFIXES = ("REF_", "ref_", "DFT_", "dft_", "")
+_SPECIES = re.compile(r'Properties="?(?P<before>.*?)species:S:1', re.IGNORECASE)
+
+
+@dataclass(frozen=True)
+class LabelKeys:
+    """Names under which labels are sought in info, arrays and calculator results: the first found is taken.
+
+    Names in `virial` that end in "stress", and all names in `stress`, hold a stress; the others a virial in eV.
+    """
+
+    energy: tuple[str, ...] = tuple(f"{p}energy" for p in _PREFIXES)
+    forces: tuple[str, ...] = tuple(f"{p}{name}" for p in _PREFIXES for name in ("forces", "force"))
+    virial: tuple[str, ...] = tuple(f"{p}{name}" for p in _PREFIXES for name in ("virial", "virials", "stress"))
+    stress: tuple[str, ...] = ()
+
+
+class ExtxyzSystem(System):
+    """The frames of one .xyz / .extxyz file; compositions and cells may differ between them.
+
+    Units: A, eV, eV/A; stress in eV/A^3, ASE's sign (tension positive): virial = -stress * V; a virial in eV is taken
+    as it is. Periodicity may be partial; without any, the cell is dropped.
+    """
+
+    def __init__(self, path: Path, keys: LabelKeys | None = None):
+        self.path, self.name = path, path.name
+        self._keys = keys or LabelKeys()
+        self._starts, symbols, self.n_atoms = _scan(path)
+        if not len(self):
+            raise DataError(f"`{path}` has no frames; expected extended XYZ. Check the file.")
+        self.type_map = _by_atomic_number(symbols, path)
+        self._type_of = {name: t for t, name in enumerate(self.type_map)}
+        self._has: dict[str, bool] = {}
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def has(self, label: str) -> bool:
+        """Whether the first frame carries this label: extxyz files are taken to be of one kind."""
+        if not self._has:
+            first = self.frame(0)
+            self._has = {name: getattr(first, name) is not None for name in ("energy", "forces", "virial")}
+        return self._has.get(label, False)
+
+    def digest(self) -> str:
+        digest = hashlib.sha256()
+        hash_file(digest, self.path)
+        return digest.hexdigest()
+
+    def frame(self, k: int) -> Frame:
+        self._check_index(k)
+        with open(self.path, "rb") as file:
+            file.seek(self._starts[k])
+            text = file.read(self._starts[k + 1] - self._starts[k]).decode()
+        source = f"{self.path} frame {k}"
+        atoms = _parse(text, source)
+        results = dict(atoms.calc.results) if atoms.calc is not None else {}
+        found = {**results, **atoms.arrays, **atoms.info}
+        pbc = np.array(atoms.pbc, dtype=bool)
+        n = len(atoms)
+        energy = _first(found, self._keys.energy)
+        forces = _first(found, self._keys.forces)
+        return Frame(
+            positions=np.array(atoms.positions, dtype=np.float64),
+            types=np.array([self._type_of[s] for s in atoms.get_chemical_symbols()], dtype=np.int64),
+            type_map=self.type_map,
+            cell=np.array(atoms.cell, dtype=np.float64) if pbc.any() else np.zeros((3, 3)),
+            pbc=pbc,
+            energy=None if energy is None else float(_shaped(*energy, (), source)),
+            forces=None if forces is None else _shaped(*forces, (n, 3), source),
+            virial=self._virial(found, atoms, pbc, source),
+            source=source,
+        )
+
+    def _virial(self, found: dict[str, Any], atoms: Any, pbc: np.ndarray, source: str) -> np.ndarray | None:
+        """The virial (3, 3) eV: as given, or -stress * V where the frame is periodic in all directions."""
+        item = _first(found, self._keys.virial + self._keys.stress)
+        if item is None:
+            return None
+        key, value = item
+        is_stress = key in self._keys.stress or key.lower().endswith("stress")
+        if is_stress and not pbc.all():
+            return None  # a stress without a volume
+        flat = np.asarray(value, dtype=np.float64).reshape(-1)
+        if flat.size == 6:  # Voigt xx yy zz yz xz xy
+            flat = flat[[0, 5, 4, 5, 1, 3, 4, 3, 2]]
+        matrix = _shaped(key, flat.reshape(3, 3) if flat.size == 9 else value, (3, 3), source)
+        return -matrix * abs(float(np.linalg.det(np.asarray(atoms.cell)))) if is_stress else matrix
+
+
+def _first(found: dict[str, Any], keys: tuple[str, ...]) -> tuple[str, Any] | None:
+    return next(((key, found[key]) for key in keys if found.get(key) is not None), None)
+
+
+def _shaped(key: str, value: Any, shape: tuple[int, ...], source: str) -> np.ndarray:
+    """The value as float64 of the expected shape."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError):
+        array = None
+    if array is None or array.shape != shape:
+        got = f"{value!r}"[:80] if array is None else f"of shape {array.shape}"
+        raise DataError(f"{source}: `{key}` is {got}; expected numbers of shape {shape}. Correct the file.")
+    return array
+
+
+def _parse(text: str, source: str) -> Any:
+    from ase.io.extxyz import read_xyz
+
+    try:
+        return next(iter(read_xyz(io.StringIO(text), 0)))
+    except Exception as error:  # ASE raises many kinds, all of them about this text
+        raise DataError(f"{source}: ASE cannot read it ({error}); expected extended XYZ. Correct the file.") from error
+
+
+def _scan(path: Path) -> tuple[list[int], set[str], int]:
+    """Byte offsets of the frames and of the end, the symbols that occur, and the largest number of atoms."""
+    starts: list[int] = []
+    symbols: set[str] = set()
+    largest = 0
+    with open(path, "rb") as file:
+        while True:
+            start, line = file.tell(), file.readline()
+            if not line.strip():
+                if not line:
+                    break
+                continue
+            try:
+                n = int(line)
+            except ValueError as error:
+                raise DataError(
+                    f"`{path}` at frame {len(starts)}: the line {line[:40].decode(errors='replace')!r} is not a number "
+                    "of atoms. Expected extended XYZ; correct the file."
+                ) from error
+            match = _SPECIES.search(file.readline().decode())
+            column = _columns_before(match["before"]) if match else 0
+            for _ in range(n):
+                words = file.readline().split(None, column + 1)
+                if len(words) <= column:
+                    raise DataError(
+                        f"`{path}` ends or is empty within frame {len(starts)}; expected {n} atoms. Is it whole?"
+                    )
+                symbols.add(words[column].decode())
+            starts.append(start)
+            largest = max(largest, n)
+        starts.append(file.tell())
+    return starts, symbols, largest
+
+
+def _columns_before(properties: str) -> int:
+    """Columns that come before the species, from 'pos:R:3:' and the like."""
+    return sum(int(width) for width in re.findall(r":[SRIL]:(\d+)", properties))
+
+
+def _by_atomic_number(symbols: set[str], path: Path) -> tuple[str, ...]:
+    from ase.data import atomic_numbers, chemical_symbols
+
+    names = {chemical_symbols[int(s)] if s.isdigit() else s.capitalize() for s in symbols}
+    unknown = sorted(names - set(atomic_numbers))
+    if unknown:
+        raise DataError(f"`{path}` has the species {unknown}; expected chemical symbols. Correct the file.")
+    return tuple(sorted(names, key=atomic_numbers.__getitem__))

@@ -1,0 +1,162 @@
+"""The model file: one `.dpsim` file of weights (safetensors) and a JSON header with everything else.
+
+Header: format_version, package_version, config, type_map, units, rcut (A), precision, provenance (data names and
+hashes, training metrics, seed, licence, citation, ...), sha256 of header and weights. Loading it runs no code:
+the config goes through pydantic, the weights must have exactly the names, shapes and dtypes that it implies.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from dpsim import config as config_module
+from dpsim.errors import ConfigError, ModelFileError, did_you_mean
+from dpsim.models import container
+from dpsim.models.config import ModelConfig
+from dpsim.models.energy_model import DTYPES, EnergyModel
+
+SUFFIX = ".dpsim"
+FORMAT_VERSION = 1
+BUNDLED = Path(__file__).parent / "bundled"
+UNITS = {"length": "Angstrom", "energy": "eV", "force": "eV/Angstrom", "virial": "eV", "mass": "amu"}
+
+# header of version k -> header of version k + 1
+_UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
+
+
+def package_version() -> str:
+    """The version of the installed package, "unknown" for a bare source tree."""
+    try:
+        return importlib.metadata.version("dpsim")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
+
+
+def save_model(
+    path: str | Path,
+    model: EnergyModel,
+    provenance: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+) -> None:
+    """Write a model file atomically.
+
+    Args: provenance: plain data (JSON), kept in the header; default: what the model was loaded with; weights: other
+    values for the model's state_dict, such as averaged ones.
+    Raises: ModelFileError if a weight is not finite or the provenance is not JSON.
+    """
+    if provenance is None:
+        provenance = model.metadata.get("provenance", {})
+    tensors = {**model.state_dict(), **(weights or {})}
+    container.check_tensors(tensors, model.state_dict(), path)
+    header = {
+        "format_version": FORMAT_VERSION,
+        "package_version": package_version(),
+        "config": model.config.model_dump(mode="json"),
+        "type_map": list(model.type_map),
+        "units": UNITS,
+        "rcut": model.rcut,
+        "precision": model.config.precision,
+        "provenance": _plain(provenance),
+    }
+    try:
+        container.write(path, tensors, header)
+    except (TypeError, ValueError) as error:
+        raise ModelFileError(f"`provenance` cannot be written as JSON ({error}); expected plain values.") from None
+
+
+def load_model(
+    name_or_path: str | Path, device: str | torch.device = "cpu", precision: Literal["float32", "float64"] | None = None
+) -> EnergyModel:
+    """Load a model by path, or a bundled one by name (`load_model("water-pbe0ts")`).
+
+    Args: precision: evaluate in this precision instead of the file's.
+    Returns: the model, in evaluation mode; `model.metadata` is the file's header.
+    Raises: ModelFileError if there is no such model, or the file is corrupt, truncated, hostile or too new.
+    """
+    path = find_model(name_or_path)
+    header, tensors = container.read(path)
+    header, config = _checked(header, path)
+    with torch.device("meta"):  # names and shapes first: a hostile config costs no memory
+        container.check_tensors(tensors, EnergyModel(config).state_dict(), path)
+    if precision is not None and precision != config.precision:
+        if precision not in DTYPES:
+            raise ConfigError(f"`precision` is {precision!r}; expected one of {', '.join(DTYPES)}. Correct it.")
+        config = config.model_copy(update={"precision": precision})
+    model = EnergyModel(config)
+    model.load_state_dict(tensors)
+    model.metadata = header
+    return model.to(device).eval()
+
+
+def read_header(name_or_path: str | Path) -> dict[str, Any]:
+    """The header of a model file, upgraded to the present version, for `dpsim show`. Raises ModelFileError."""
+    path = find_model(name_or_path)
+    return _checked(container.read_header(path), path)[0]
+
+
+def bundled_models() -> list[str]:
+    """Names of the models that come with the package."""
+    return sorted(p.stem for p in BUNDLED.glob(f"*{SUFFIX}"))
+
+
+def find_model(name_or_path: str | Path) -> Path:
+    """The file of a model given by path or by name. Raises ModelFileError, with the nearest known name."""
+    path = Path(name_or_path)
+    if path.is_file():
+        return path
+    name = str(name_or_path)
+    if name in bundled_models():
+        return BUNDLED / f"{name}{SUFFIX}"
+    known = bundled_models()
+    if path.is_dir():
+        raise ModelFileError(f"`{path}` is a folder; expected a model file ({SUFFIX}). Name the file in it.")
+    looks_like_path = path.suffix == SUFFIX or len(path.parts) > 1
+    listing = f"or a bundled model ({', '.join(known)})" if known else "(no model is bundled)"
+    raise ModelFileError(
+        f"`{name}` does not exist; expected a model file {listing}.{did_you_mean(path.stem, known)}"
+        + (" Check the path." if looks_like_path else "")
+    )
+
+
+def _checked(header: dict[str, Any], path: Path) -> tuple[dict[str, Any], ModelConfig]:
+    """Header of the present version and its config. Raises ModelFileError."""
+    version = header.get("format_version")
+    if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+        raise ModelFileError(f"`{path}` has format_version {version!r}; expected 1 to {FORMAT_VERSION}.")
+    if version > FORMAT_VERSION:
+        raise ModelFileError(
+            f"`{path}` has format_version {version}; this dpsim ({package_version()}) reads up to {FORMAT_VERSION}. "
+            "Update dpsim: pip install -U dpsim"
+        )
+    while version < FORMAT_VERSION:
+        header = _UPGRADES[version](header)
+        version = header["format_version"]
+    data = header.get("config")
+    if not isinstance(data, dict):
+        raise ModelFileError(f"`{path}` carries no config. Get the file again.")
+    try:
+        config = config_module.validate(data, ModelConfig, source=f"config of `{path}`")
+    except ConfigError as error:
+        raise ModelFileError(f"`{path}` carries a config that cannot be used:\n{error}") from None
+    same = header.get("type_map") == config.type_map and header.get("precision") == config.precision
+    if not same or not isinstance(header.get("provenance"), dict) or config.descriptor.sel == "auto":
+        raise ModelFileError(f"`{path}` contradicts itself: header and config differ. Get the file again.")
+    return header, config
+
+
+def _plain(value: Any) -> Any:
+    """Plain JSON data: numbers that are not finite become null, paths and the like text."""
+    if isinstance(value, Mapping):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, bool | int | str) or value is None else str(value)

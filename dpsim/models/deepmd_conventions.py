@@ -1,0 +1,54 @@
+"""DeePMD-kit's treatment of a finite neighbour list, needed for parity with imported models and for nothing else.
+
+Native models sum over all true neighbours and standardise with davg = 0; then none of this acts. Source:
+DeePMD-kit 3.2.0, `deepmd/pt/model/descriptor/{se_a,se_atten}.py` and `nlist.py`, as described in docs/model-file.md.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from dpsim.models.graph import Graph
+
+
+def truncate_neighbors(graph: Graph, sel: list[int]) -> Graph:
+    """Keep, for each atom, the sum(sel) nearest neighbours, then (len(sel) > 1) the first sel[t] of each type t."""
+    keep = _nearest(graph, torch.zeros_like(graph.center), [sum(sel)])
+    graph = graph if bool(keep.all()) else graph.select(keep)
+    if len(sel) > 1:
+        keep = _nearest(graph, graph.neighbor_types, sel)
+        graph = graph if bool(keep.all()) else graph.select(keep)
+    return graph
+
+
+def _nearest(graph: Graph, group: Tensor, limit: list[int]) -> Tensor:
+    """True on the edges that are among the limit[group] nearest of their centre and group."""
+    distance = torch.linalg.vector_norm(graph.edge_vec.detach(), dim=1)
+    by_distance = torch.argsort(distance, stable=True)
+    key = graph.center * len(limit) + group
+    order = by_distance[torch.argsort(key[by_distance], stable=True)]
+    count = torch.bincount(key, minlength=graph.n_atoms * len(limit))
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - (torch.cumsum(count, 0) - count)[key[order]]
+    return rank < torch.tensor(limit, device=group.device)[group]
+
+
+def empty_slots(graph: Graph, sel: list[int]) -> Tensor:
+    """(n_atoms, len(sel)): how many of the sel slots of each kind are empty in a truncated graph."""
+    counts = graph.neighbor_counts()
+    if len(sel) == 1:
+        counts = counts.sum(1, keepdim=True)
+    return torch.tensor(sel, device=counts.device) - counts
+
+
+def fading_directions(edge_vec: Tensor, rcut: float, rcut_smth: float, dstd: Tensor) -> Tensor:
+    """x / max(|x|, 1e-12) of x = w(r) edge_vec / (r^2 dstd): unit vectors, but not where the switch is below ~1e-11.
+
+    There the digits of w count, so it is evaluated in DeePMD-kit's expanded form, cancellation included.
+    """
+    r = torch.linalg.vector_norm(edge_vec, dim=1)
+    u = (torch.clamp(r, rcut_smth, rcut) - rcut_smth) / (rcut - rcut_smth)
+    u2 = u * u
+    w = u2 * u * (-6 * u2 + 15 * u - 10) + 1
+    return torch.nn.functional.normalize(edge_vec / r[:, None] ** 2 * w[:, None] / dstd[:, None], dim=1, eps=1e-12)

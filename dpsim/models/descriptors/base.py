@@ -1,0 +1,52 @@
+"""What every descriptor shares: cutoffs, standardisation, and the symmetric square D = A^T A[:, :M']."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from dpsim.kernels.radial import DenseLayer, radial_contract, radial_contract_reference
+from dpsim.models.config import DescriptorConfig
+from dpsim.models.graph import Graph
+
+
+class Descriptor(nn.Module):
+    """Maps a graph to one vector per atom, invariant under translation, rotation and permutation.
+
+    A subclass sets `dim_out` and implements `forward(graph) -> (n_atoms, dim_out)`. `rcut` is the largest distance it
+    reads; a descriptor with several cutoffs takes `graph.within(smaller)`. Per-edge and per-angle state of
+    message-passing descriptors lives inside forward: the graph carries positions and types only.
+    """
+
+    dim_out: int
+    davg: Tensor
+    dstd: Tensor
+
+    def __init__(self, config: DescriptorConfig, n_types: int, deepmd: bool, dtype: torch.dtype):
+        super().__init__()
+        self.rcut, self.rcut_smth, self.protection = config.rcut, config.rcut_smth, config.env_protection
+        self.n_types, self.neuron, self.axis_neuron = n_types, config.neuron[-1], config.axis_neuron
+        sel = config.sel
+        if sel == "auto":
+            raise ValueError("`sel` is 'auto'; expected numbers. Resolve it from the data first (config.resolve_sel).")
+        self.sel: list[int] = list(sel) if isinstance(sel, list) else [sel]
+        self.exclude_types = [tuple(pair) for pair in config.exclude_types]
+        self.deepmd = deepmd
+        self.second_order = False  # True: plain autograd everywhere, so that Hessians are right
+        self.register_buffer("davg", torch.zeros(n_types, 4, dtype=dtype))
+        self.register_buffer("dstd", torch.ones(n_types, 4, dtype=dtype))
+
+    def forward(self, graph: Graph) -> Tensor:
+        raise NotImplementedError
+
+    def radial_contract(self, env: Tensor, s: Tensor, offsets: Tensor, layers: Sequence[DenseLayer]) -> Tensor:
+        """A_i = sum_j env_ij (x) G(s_ij), (n_centers, c, M): see `dpsim.kernels.radial`."""
+        if self.second_order:
+            return radial_contract_reference(env, s, offsets, layers)
+        return radial_contract(env, s, offsets, layers)
+
+    def square(self, a: Tensor) -> Tensor:
+        """D = A^T A[:, :M'], flattened. Args: a (n, 4, M). Returns (n, M * M')."""
+        return (a.transpose(1, 2) @ a[:, :, : self.axis_neuron]).flatten(1)

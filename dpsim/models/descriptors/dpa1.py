@@ -1,0 +1,202 @@
+"""DPA-1: type embedding and gated self-attention over the neighbours of an atom (`se_atten`).
+
+    T_t  = E_type(t)                                       type embedding, (tebd_dim,)
+    G_ij = N([s~, T_tj, T_ti])                             concat: types enter the embedding net
+    G_ij = N(s~) * (1 + w(r) N_strip([T_tj, T_ti]))        strip: types gate it (without w where not smooth)
+    for each attention layer, q, k, v rows of G W_qkv, each normalised:
+        l_jk = c q_j.k_k                                   c = temperature, default (attn * scaling_factor)^-1/2
+        l_jk <- (l_jk + 20) w_j w_k - 20                   smooth only, as is the next w_j w_k
+        a_jk = w_j w_k softmax_k(l_jk) (r^_j.r^_k)         the gate r^.r^ where attn_dotr
+        G    <- LayerNorm(G + (a v) W_out)
+    A_i  = 1/sel sum_j R~_ij (x) G_ij,   D_i = [A_i^T A_i[:, :M'], T_ti]
+
+R~, s~ as in se_e2_a. The softmax runs over `sel` slots, of which empty ones hold l = -20: with a fixed number of
+slots the energy stays smooth when a neighbour enters, and the sum over true neighbours is never cut.
+Source: Zhang et al., npj Comput. Mater. 10, 94 (2024); DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 13-25;
+order of LayerNorm and residual, normalised values and the strip gate as in DeePMD-kit 3.2.0.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dpsim.kernels.environment import environment
+from dpsim.kernels.radial import DenseLayer, attach, embedding, embedding_reference
+from dpsim.models.config import Dpa1Config
+from dpsim.models.deepmd_conventions import empty_slots, fading_directions, truncate_neighbors
+from dpsim.models.descriptors.base import Descriptor
+from dpsim.models.electron_configuration import electron_configuration
+from dpsim.models.graph import Graph, Segment, pad_rows
+from dpsim.models.nets import MLP, Layer, LayerNorm
+
+SHIFT = 20.0  # of the smooth softmax
+
+
+class GatedAttention(nn.Module):
+    """One layer of self-attention among the neighbours of each atom; see the module's docstring."""
+
+    def __init__(self, config: Dpa1Config, sel: int, generator: torch.Generator, dtype: torch.dtype):
+        super().__init__()
+        dim, hidden = config.neuron[-1], config.attn
+        self.smooth, self.dotr, self.normalize, self.sel = config.smooth, config.attn_dotr, config.normalize, sel
+        self.scale = (hidden * config.scaling_factor) ** -0.5 if config.temperature is None else config.temperature
+        self.in_proj = Layer(dim, 3 * hidden, "linear", resnet=False, generator=generator, dtype=dtype)
+        self.out_proj = Layer(hidden, dim, "linear", resnet=False, generator=generator, dtype=dtype)
+        self.norm = LayerNorm(dim, eps=config.ln_eps, dtype=dtype)
+
+    def forward(self, g: Tensor, switch: Tensor, direction: Tensor, full: Tensor) -> Tensor:
+        """G (n, p, M), w (n, p), unit vectors (n, p, 3), which slots are full (n, p) -> new G."""
+        q, k, v = self.in_proj(g).chunk(3, -1)
+        if self.normalize:
+            q, k, v = (nn.functional.normalize(x, dim=-1) for x in (q, k, v))
+        logits = (q * self.scale) @ k.transpose(1, 2)
+        if self.smooth:
+            w = switch[:, :, None] * switch[:, None, :]
+            logits = (logits + SHIFT) * w - SHIFT
+            # Slots of the table that are empty hold -20 already; the rest of the `sel` slots are added here.
+            rest = (self.sel - logits.shape[-1]) * torch.exp(-SHIFT - torch.logsumexp(logits, -1, keepdim=True))
+            weights = torch.softmax(logits, -1) * (w / (1 + rest))
+        else:
+            logits = logits.masked_fill(~full[:, None, :], -1e30)
+            weights = torch.softmax(logits, -1)
+        if self.dotr:
+            weights = weights * (direction @ direction.transpose(1, 2))
+        return self.norm(g + self.out_proj(weights @ v))
+
+    def of_empty_slot(self, g: Tensor) -> Tensor:
+        """The same for an empty slot of DeePMD-kit, which attends to nothing."""
+        return self.norm(g + self.out_proj.bias)
+
+
+class Dpa1(Descriptor):
+    """See the module's docstring for the equations."""
+
+    type_input: Tensor
+
+    def __init__(
+        self, config: Dpa1Config, type_map: list[str], deepmd: bool, generator: torch.Generator, dtype: torch.dtype
+    ):
+        super().__init__(config, len(type_map), deepmd, dtype)
+        self.one_side, self.smooth, self.concat_tebd = config.type_one_side, config.smooth, config.concat_output_tebd
+        one_hot = torch.eye(self.n_types, dtype=dtype)
+        type_input = electron_configuration(type_map).to(dtype) if config.use_econf_tebd else one_hot
+        self.register_buffer("type_input", type_input, persistent=False)
+
+        def net(n_in: int, widths: list[int], act: str, bias: bool = True, timestep: bool = False) -> MLP:
+            return MLP(n_in, widths, act, bias=bias, timestep=timestep, generator=generator, dtype=dtype)
+
+        self.type_embedding = net(type_input.shape[1], [config.tebd_dim], "linear", bias=config.use_tebd_bias)
+        n_type_inputs = config.tebd_dim * (1 if self.one_side else 2)
+        strip = config.tebd_input_mode == "strip"
+        self.net = net(1 if strip else 1 + n_type_inputs, config.neuron, config.activation, timestep=config.resnet_dt)
+        self.strip_net = (
+            net(n_type_inputs, config.neuron, config.activation, timestep=config.resnet_dt) if strip else None
+        )
+        self.attention = nn.ModuleList(
+            GatedAttention(config, self.sel[0], generator, dtype) for _ in range(config.attn_layer)
+        )
+        self.dim_out = config.neuron[-1] * config.axis_neuron + (config.tebd_dim if self.concat_tebd else 0)
+
+    def forward(self, graph: Graph) -> Tensor:
+        """D (n_atoms, dim_out) of the atoms of a graph."""
+        graph = graph.without_pairs(self.exclude_types)
+        if self.deepmd:
+            graph = truncate_neighbors(graph, self.sel)
+        graph, segments = graph.sorted_by_pair()
+        env, switch = environment(graph.edge_vec, self.rcut, self.rcut_smth, self.protection)
+        center_type = graph.types[graph.center]
+        env = (env - self.davg[center_type]) / self.dstd[center_type]
+        direction = self.directions(graph) if self.attention else env
+        n_empty = empty_slots(graph, self.sel)[:, 0] if self.deepmd else None
+        types = self.type_embedding(self.type_input)
+        descriptors = []
+        for ti, start, stop in graph.blocks:
+            own = [segment for segment in segments if segment.center_type == ti]
+            if self.attention:
+                a = self.attend(own, env, switch, direction, types)
+            else:
+                a = self.contract_segments(own, env, switch, types)
+            if n_empty is not None:
+                a = a + self.padding_term(ti, n_empty[start:stop], graph.first_type[start:stop], types)
+            d = self.square(a / self.sel[0])
+            descriptors.append(torch.cat([d, types[ti].expand(len(d), -1)], 1) if self.concat_tebd else d)
+        return torch.cat(descriptors)
+
+    def directions(self, graph: Graph) -> Tensor:
+        """Unit vectors r^_ij, (n_edges, 3)."""
+        if self.deepmd:
+            return fading_directions(graph.edge_vec, self.rcut, self.rcut_smth, self.dstd[graph.types[graph.center], 1])
+        return nn.functional.normalize(graph.edge_vec, dim=1)
+
+    def contract_segments(self, segments: list[Segment], env: Tensor, switch: Tensor, types: Tensor) -> Tensor:
+        """sum_j R~_ij (x) G_ij without attention: for a pair of types G is a function of s~ (and of w, in the gate)."""
+        a = env.new_zeros(())
+        for ti, tj, edges, offsets in segments:
+            rows = env[edges]
+            s, layers, gate = rows[:, 0], self.radial_layers(ti, tj, types), self.gate(ti, tj, types)
+            if gate is None:
+                a = a + self.radial_contract(rows, s, offsets, layers)
+            elif self.smooth:
+                both = torch.cat([rows, rows * switch[edges, None]], 1)
+                plain, gated = self.radial_contract(both, s, offsets, layers).split(4, 1)
+                a = a + plain + gated * gate
+            else:
+                a = a + self.radial_contract(rows, s, offsets, layers) * (1 + gate)
+        return a
+
+    def attend(
+        self, segments: list[Segment], env: Tensor, switch: Tensor, direction: Tensor, types: Tensor
+    ) -> Tensor:
+        """sum_j R~_ij (x) G_ij with attention among all neighbours of i, whatever their types."""
+        parts = []
+        for ti, tj, edges, _ in segments:
+            s, layers, gate = env[edges, 0], self.radial_layers(ti, tj, types), self.gate(ti, tj, types)
+            g = embedding_reference(s, layers)[0] if self.second_order else attach(s, *embedding(s, layers))
+            if gate is not None:
+                g = g + g * (gate * switch[edges, None] if self.smooth else gate)
+            parts.append(g)
+        # Rows of edges -> rows of slots, one row of slots per centre.
+        first = segments[0].edges.start
+        table = torch.cat([segment.slots() for segment in segments], 1)
+        local = torch.where(table >= 0, table - first, -1)
+        g = pad_rows(torch.cat(parts))[local]
+        env, switch, direction = (pad_rows(x)[table] for x in (env, switch, direction))
+        for layer in self.attention:
+            g = layer(g, switch, direction, table >= 0)
+        return env.transpose(1, 2) @ g
+
+    def radial_layers(self, ti: int, tj: int, types: Tensor) -> list[DenseLayer]:
+        """The embedding net of a pair of types as a net of s~ alone: in concat mode T enters the first bias."""
+        first, *others = self.net.tensors()
+        if self.strip_net is not None:
+            return [first, *others]
+        t = types[tj] if self.one_side else torch.cat([types[tj], types[ti]])
+        if first.residual:  # x = [s, T] itself is passed on: make it with a linear layer
+            n = len(first.weight)
+            eye = torch.eye(1, n, dtype=t.dtype, device=t.device)
+            return [DenseLayer(eye, torch.cat([t.new_zeros(1), t]), None, 0, "linear"), first, *others]
+        return [first._replace(weight=first.weight[:1], bias=first.bias + t @ first.weight[1:]), *others]
+
+    def gate(self, ti: int, tj: int, types: Tensor) -> Tensor | None:
+        """N_strip([T_tj, T_ti]), (M,); None in concat mode."""
+        if self.strip_net is None:
+            return None
+        t = types[tj] if self.one_side else torch.cat([types[tj], types[ti]])
+        return self.strip_net(t[None])[0]
+
+    def padding_term(self, ti: int, n_empty: Tensor, first_type: Tensor, types: Tensor) -> Tensor:
+        """DeePMD-kit only: empty slots hold R~_0 = -davg/dstd and the type of the frame's first atom."""
+        row = -self.davg[ti] / self.dstd[ti]
+        total = row.new_zeros(len(n_empty), 4, self.neuron)
+        for t in range(self.n_types):
+            g = embedding_reference(row[:1], self.radial_layers(ti, t, types))[0][0]
+            gate = self.gate(ti, t, types)
+            if gate is not None and not self.smooth:  # smooth: the gate is w = 0 here
+                g = g * (1 + gate)
+            for layer in self.attention:
+                g = layer.of_empty_slot(g)
+            total = total + (n_empty * (first_type == t))[:, None, None] * torch.outer(row, g)
+        return total
+
+

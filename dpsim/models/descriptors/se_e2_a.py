@@ -1,0 +1,73 @@
+"""DeepPot-SE with two-body embeddings, full information (`se_e2_a`).
+
+    R_ij = (s, s x/r, s y/r, s z/r),  s = w(r)/r          environment matrix; w is the switch
+    R~_ij = (R_ij - davg[t_i]) / dstd[t_i]                 standardised
+    G_ij = N_{t_i t_j}(R~_ij,0)                            embedding net of one number
+    A_i  = 1/N_c sum_j R~_ij (x) G_ij                      (4, M), N_c = sum(sel)
+    D_i  = A_i^T A_i[:, :M']                               (M, M'), flattened
+
+Symbols: M = neuron[-1], M' = axis_neuron, t types. With `type_one_side` the net depends on t_j only.
+Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 5-12; Zhang et al., NeurIPS 2018.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from dpsim.kernels.environment import environment
+from dpsim.models.config import SeE2aConfig
+from dpsim.models.deepmd_conventions import empty_slots, truncate_neighbors
+from dpsim.models.descriptors.base import Descriptor
+from dpsim.models.graph import Graph
+from dpsim.models.nets import MLP
+
+
+class SeE2a(Descriptor):
+    """See the module's docstring for the equations."""
+
+    def __init__(
+        self, config: SeE2aConfig, type_map: list[str], deepmd: bool, generator: torch.Generator, dtype: torch.dtype
+    ):
+        super().__init__(config, len(type_map), deepmd, dtype)
+        n_types = len(type_map)
+        self.one_side = config.type_one_side
+        n_nets = n_types if self.one_side else n_types**2
+        self.nets = nn.ModuleList(
+            MLP(1, config.neuron, config.activation, timestep=config.resnet_dt, generator=generator, dtype=dtype)
+            for _ in range(n_nets)
+        )
+        self.dim_out = config.neuron[-1] * config.axis_neuron
+
+    def net(self, center_type: int, neighbor_type: int) -> MLP:
+        """The embedding net N of a pair of types."""
+        return self.nets[neighbor_type if self.one_side else center_type * self.n_types + neighbor_type]
+
+    def forward(self, graph: Graph) -> Tensor:
+        """D (n_atoms, dim_out) of the atoms of a graph."""
+        if self.deepmd:
+            graph = truncate_neighbors(graph, self.sel)
+        graph, segments = graph.sorted_by_pair()
+        env, _ = environment(graph.edge_vec, self.rcut, self.rcut_smth, self.protection)
+        center_type = graph.types[graph.center]
+        env = (env - self.davg[center_type]) / self.dstd[center_type]
+        if self.exclude_types:
+            env = env.masked_fill(graph.pair_mask(self.exclude_types)[:, None], 0.0)
+        n_empty = empty_slots(graph, self.sel) if self.deepmd else None
+        descriptors = []
+        for ti, start, stop in graph.blocks:
+            a = env.new_zeros(stop - start, 4, self.neuron)
+            for segment in segments:
+                if segment.center_type == ti:
+                    rows, tj = env[segment.edges], segment.neighbor_type
+                    a = a + self.radial_contract(rows, rows[:, 0], segment.offsets, self.net(ti, tj).tensors())
+                    if n_empty is not None:
+                        a = a + self.padding_term(ti, tj, n_empty[start:stop, tj])
+            descriptors.append(self.square(a / sum(self.sel)))
+        return torch.cat(descriptors)
+
+    def padding_term(self, ti: int, tj: int, n_empty: Tensor) -> Tensor:
+        """DeePMD-kit only: an empty slot holds R = 0 before standardisation, so it adds R~_0 (x) G(R~_0,0)."""
+        row = -self.davg[ti] / self.dstd[ti]
+        g = self.net(ti, tj)(row[:1, None])[0]
+        return n_empty[:, None, None] * torch.outer(row, g)

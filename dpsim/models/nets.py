@@ -1,0 +1,84 @@
+"""The nets every model is made of: dense layers with residuals, embedding nets of one distance, layer norm.
+
+A layer is y = act(x W + b) * idt (+ x, or + [x, x] where the width stays or doubles), W of shape (in, out).
+Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 48-49 and the activation list of II.A.5.
+"""
+
+import math
+import torch
+from torch import Tensor, nn
+
+from dpsim.kernels.activation import activation
+from dpsim.kernels.radial import DenseLayer
+
+class Layer(nn.Module):
+    """y = act(x W + b) * idt, plus a residual where `resnet` is on and the widths allow it."""
+
+    def __init__(
+        self,
+        n_in: int,
+        n_out: int,
+        act: str,
+        *,
+        bias: bool = True,
+        timestep: bool = False,
+        resnet: bool = True,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float64,
+    ):
+        super().__init__()
+        self.n_in, self.n_out, self.act = n_in, n_out, act
+        self.function = activation(act)
+        self.residual = {n_in: 1, 2 * n_in: 2}.get(n_out, 0) if resnet else 0
+
+        def normal(shape: tuple[int, ...], std: float, mean: float = 0.0) -> nn.Parameter:
+            value = torch.randn(shape, generator=generator, dtype=torch.float64) * std + mean
+            return nn.Parameter(value.to(dtype))
+
+        self.weight = normal((n_in, n_out), 1 / math.sqrt(n_in + n_out))
+        self.bias = normal((n_out,), 1.0) if bias else None
+        # A time step scales the increment of a residual layer; without the residual there is nothing to scale.
+        self.idt = normal((n_out,), 0.001, 0.1) if timestep and self.residual else None
+
+    def tensors(self) -> DenseLayer:
+        """The layer as plain tensors, for the kernels."""
+        return DenseLayer(self.weight, self.bias, self.idt, self.residual, self.act)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.function(nn.functional.linear(x, self.weight.t(), self.bias))
+        if self.idt is not None:
+            y = y * self.idt
+        if self.residual == 1:
+            y = y + x
+        elif self.residual == 2:
+            y = y + torch.cat([x, x], -1)
+        return y
+
+
+class MLP(nn.Sequential):
+    """Layers of the given widths, each with the same activation and residual rule."""
+
+    def __init__(
+        self,
+        n_in: int,
+        widths: list[int],
+        act: str,
+        *,
+        bias: bool = True,
+        timestep: bool = False,
+        generator: torch.Generator | None = None,
+        dtype: torch.dtype = torch.float64,
+    ):
+        layers = [
+            Layer(i, o, act, bias=bias, timestep=timestep, generator=generator, dtype=dtype)
+            for i, o in zip([n_in, *widths], widths, strict=False)
+        ]
+        super().__init__(*layers)
+
+    def tensors(self) -> list[DenseLayer]:
+        """The layers as plain tensors, for the kernels."""
+        return [layer.tensors() for layer in self]  # type: ignore[operator]
+
+
+class LayerNorm(nn.LayerNorm):
+    """(x - mean) / sqrt(var + eps) * w + b over the last axis, with the biased variance."""

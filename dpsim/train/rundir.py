@@ -1,0 +1,118 @@
+"""The folder of a run, held by one process at a time; what may differ on resuming; and how a run is told to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import IO, Any
+
+from dpsim.errors import ConfigError, TrainingError
+from dpsim.train.config import TrainConfig
+
+# Keys that change nothing in the weights: free to differ between a run and its continuation.
+_FREE = {"log_every", "validation", "checkpoint", "threads", "time_limit", "tensorboard", "provenance"}
+
+
+class RunDirectory:
+    """Creates and locks the folder. Raises TrainingError if it holds a run already (and `resume` is off)."""
+
+    def __init__(self, path: Path, resume: bool):
+        self.path, self.resume = path, resume
+        self._lock: IO[str] | None = None
+
+    def __enter__(self) -> RunDirectory:
+        if self.path.exists() and not self.path.is_dir():
+            raise TrainingError(f"`{self.path}` is a file; expected a folder for the run. Choose another name.")
+        if not self.resume and any((self.path / name).exists() for name in ("checkpoint", "lcurve.csv")):
+            raise TrainingError(
+                f"`{self.path}` already holds a run; expected a new or empty folder. "
+                "Continue that run with --resume, or choose another folder."
+            )
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = open(self.path / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - held until __exit__
+        if not _lock(self._lock):
+            self._lock.close()
+            raise TrainingError(f"`{self.path}` is in use by a running training. Stop it first, or wait for it.")
+        for folder in (self.path, self.path / "checkpoint"):
+            for left_over in folder.glob(".*.tmp"):
+                left_over.unlink()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._lock is not None:
+            self._lock.close()
+
+
+def _lock(file: IO[str]) -> bool:
+    """Take the lock of an open file, which the system frees when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not on this system: no protection
+        return True
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+class StopFlag:
+    """`reason` is '' until SIGINT, SIGTERM or the time limit (fs) asks the run to stop after the present step.
+
+    A second SIGINT interrupts at once.
+    """
+
+    def __init__(self, time_limit: float | None):
+        self._signal = ""
+        self._deadline = None if time_limit is None else time.monotonic() + time_limit * 1e-15
+        self._old: dict[int, Any] = {}
+
+    @property
+    def reason(self) -> str:
+        if self._signal:
+            return self._signal
+        late = self._deadline is not None and time.monotonic() > self._deadline
+        return "time_limit" if late else ""
+
+    def __enter__(self) -> StopFlag:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._old[number] = signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        if self._signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self._signal = signal.Signals(number).name
+
+
+def check_same_run(saved: Mapping[str, Any], config: TrainConfig, directory: Path) -> None:
+    """Raise ConfigError if a run is resumed with a configuration that would have made other weights."""
+    given = config.model_dump(mode="json")
+    old, new = _flat(saved), _flat(given)
+    different = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k.split(".")[0] not in _FREE]
+    if different:
+        key = different[0]
+        raise ConfigError(
+            f"`{key}` is {new.get(key)!r}; expected {old.get(key)!r}, as in the run in {directory}"
+            + (f" ({len(different) - 1} more keys differ: {', '.join(different[1:4])})" if len(different) > 1 else "")
+            + ". Resume with the run's own configuration, or start a new run in another folder."
+        )
+
+
+def _flat(data: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(data, Mapping):
+        return {prefix: data}
+    return {k: v for key, value in data.items() for k, v in _flat(value, f"{prefix}.{key}".lstrip(".")).items()}

@@ -1,0 +1,109 @@
+"""What a run starts from: its data opened and checked, statistics taken, the model built, the sampler made."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dpsim.data.readers import open_dataset
+from dpsim.data.sampler import BatchSampler, batch_sizes
+from dpsim.data.statistics import Statistics, auto_sel, auto_sel_total, compute_statistics
+from dpsim.data.system import System
+from dpsim.data.validation import validate_systems
+from dpsim.errors import DataError
+from dpsim.models.config import Dpa1Config, ModelConfig
+from dpsim.models.energy_model import EnergyModel
+from dpsim.train.config import DataConfig, TrainConfig, WeightedPath
+
+_VALIDATED_FRAMES = 5000  # of each kind of data; larger sets are sampled
+
+
+@dataclass(frozen=True)
+class Data:
+    """The systems of a run. entries[k] is the index of the entry of `data.train` that training system k is from."""
+
+    train: list[System]
+    validation: list[System]
+    entries: list[int]
+
+    @property
+    def n_train(self) -> int:
+        return sum(len(s) for s in self.train)
+
+    @property
+    def n_validation(self) -> int:
+        return sum(len(s) for s in self.validation)
+
+    def provenance(self) -> dict[str, list[dict[str, object]]]:
+        """Name, path, frames and SHA-256 of every system, for the model file."""
+
+        def describe(system: System) -> dict[str, object]:
+            return {"name": system.name, "path": str(system.path), "frames": len(system), "sha256": system.digest()}
+
+        return {"train": [describe(s) for s in self.train], "validation": [describe(s) for s in self.validation]}
+
+
+def open_data(config: DataConfig, type_map: Sequence[str]) -> Data:
+    """Open training and validation data and check their frames. Raises DataError, ElementError."""
+    train: list[System] = []
+    entries: list[int] = []
+    for k, entry in enumerate(config.train):
+        found = open_dataset(entry.path if isinstance(entry, WeightedPath) else entry, type_map)
+        train += found
+        entries += [k] * len(found)
+    validation = [system for path in config.validation for system in open_dataset(path, type_map)]
+    _refuse_overlap(train, validation)
+    for systems in (train, validation):
+        if systems:
+            validate_systems(systems, type_map, n_frames=_VALIDATED_FRAMES)
+    if not any(s.has("energy") or s.has("forces") for s in train):
+        raise DataError("`data.train` carries neither energies nor forces; expected labels to learn. Add them.")
+    return Data(train, validation, entries)
+
+
+def _refuse_overlap(train: Sequence[System], validation: Sequence[System]) -> None:
+    shared = {Path(s.path).resolve() for s in train} & {Path(s.path).resolve() for s in validation}
+    if shared:
+        raise DataError(
+            f"`{min(shared)}` is in both `data.train` and `data.validation`; expected them apart. "
+            "Remove it from one of the two: errors on frames that were trained on say nothing."
+        )
+
+
+def build_model(config: TrainConfig, data: Data) -> tuple[EnergyModel, Statistics]:
+    """The model with its initial weights (from the seed), its `sel` resolved and its statistics set."""
+    model_config, descriptor = config.model, config.model.descriptor
+    given = None if descriptor.sel == "auto" else descriptor.sel
+    args = (data.train, model_config.type_map, descriptor.rcut, descriptor.rcut_smth)
+    stats = compute_statistics(*args, sel=given, seed=config.seed)
+    if given is None:
+        sel = _auto_sel(model_config, stats)
+        model_config = model_config.model_copy(update={"descriptor": descriptor.model_copy(update={"sel": sel})})
+        stats = compute_statistics(*args, sel=sel, seed=config.seed)
+    model = EnergyModel(model_config, seed=config.seed)
+    model.set_statistics(stats)
+    return model, stats
+
+
+def _auto_sel(config: ModelConfig, stats: Statistics) -> int | list[int]:
+    """Room for the neighbours seen and a tenth more; at least 4 (elements that do not occur)."""
+    if isinstance(config.descriptor, Dpa1Config):
+        return max(4, auto_sel_total(stats))
+    return [max(4, n) for n in auto_sel(stats)]
+
+
+def build_sampler(config: TrainConfig, data: Data) -> BatchSampler:
+    """The sampler of the training data; weights of entries are shared by size among their systems."""
+    type_map, rcut = config.model.type_map, config.model.descriptor.rcut
+    probabilities: str | list[float] = config.data.probabilities
+    if config.data.weighted:
+        sizes = batch_sizes(data.train, config.data.batch_size)
+        n_batches = np.array([len(s) / b for s, b in zip(data.train, sizes, strict=True)])
+        entry_of = np.array(data.entries)
+        total = np.bincount(entry_of, n_batches)
+        weight = np.array([e.weight if isinstance(e, WeightedPath) else 1.0 for e in config.data.train])
+        probabilities = list(weight[entry_of] * n_batches / total[entry_of])
+    return BatchSampler(data.train, type_map, config.data.batch_size, probabilities, config.seed, rcut)

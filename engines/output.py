@@ -1,0 +1,187 @@
+"""What an engine leaves on disk for a stage: thermo.csv, trajectory.trr, topology.pdb, start.npz, restart.npz.
+
+restart.npz is the truth: it holds the full state in float64 and the lengths of the other files at that step.
+Continuing cuts them to these lengths, so no row or frame is repeated or lost whenever the process was killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ase.data import chemical_symbols
+from numpy.typing import NDArray
+
+from dpsim.engines.base import Array, RunControl, StageSettings, State
+from dpsim.errors import ConfigError, DataError
+from dpsim.trajectory import TrajectoryWriter, open_truncated, write_topology
+
+THERMO_COLUMNS = (
+    "step",
+    "time_ps",
+    "potential_energy_eV",
+    "kinetic_energy_eV",
+    "total_energy_eV",
+    "conserved_eV",
+    "temperature_K",
+    "pressure_bar",
+    "volume_A3",
+)
+CHECKPOINT_VERSION = 1
+THERMO, TRAJECTORY, TOPOLOGY, RESTART = "thermo.csv", "trajectory.trr", "topology.pdb", "restart.npz"
+START = "start.npz"  # a checkpoint of step 0, kept: where diagnoses and comparisons start from
+
+_EXTENDABLE = ("n_steps",)  # settings that may change between runs of a stage: totals may grow
+
+
+@dataclass
+class Checkpoint:
+    """Everything needed to go on after `step` steps as if nothing had happened.
+
+    integrator: arrays that the integrator needs besides the state; generator: state of the random number generator;
+    settings: the stage's settings and the identity of the run; *_bytes: lengths of the output files at this step.
+    """
+
+    step: int
+    finished: bool
+    state: State
+    settings: dict[str, Any]
+    integrator: dict[str, NDArray[Any]] = field(default_factory=dict)
+    generator: dict[str, Any] | None = None
+    thermo_bytes: int = 0
+    trajectory_bytes: int = 0
+    wall_seconds: float = 0.0
+
+
+def stage_settings(stage: StageSettings, control: RunControl) -> dict[str, Any]:
+    """What must be unchanged for a stage to be continued."""
+    return json.loads(json.dumps(asdict(stage) | {"seed": control.seed} | dict(control.identity or {})))
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write restart.npz atomically: a kill leaves the old or the new one, complete."""
+    state = checkpoint.state
+    meta = {
+        "version": CHECKPOINT_VERSION,
+        "step": checkpoint.step,
+        "finished": checkpoint.finished,
+        "settings": checkpoint.settings,
+        "generator": checkpoint.generator,
+        "thermo_bytes": checkpoint.thermo_bytes,
+        "trajectory_bytes": checkpoint.trajectory_bytes,
+        "wall_seconds": checkpoint.wall_seconds,
+    }
+    arrays: dict[str, NDArray[Any]] = {f"integrator:{key}": value for key, value in checkpoint.integrator.items()}
+    for name in ("numbers", "masses", "positions", "momenta", "cell", "pbc"):
+        arrays[name] = getattr(state, name)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        np.savez(file, meta=np.array(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)
+    os.close(folder)
+
+
+def load_checkpoint(path: Path) -> Checkpoint | None:
+    """Read restart.npz; None if there is none. Raises DataError where it is not one."""
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            meta = json.loads(str(file["meta"]))
+            integrator = {k.partition(":")[2]: file[k] for k in file.files if k.startswith("integrator:")}
+            names = ("numbers", "masses", "positions", "momenta", "cell", "pbc")
+            state = State(**{name: file[name] for name in names})
+        version = meta.pop("version")
+        if version != CHECKPOINT_VERSION:
+            raise DataError(f"`version` of {path} is {version}; expected {CHECKPOINT_VERSION}. Use that dpsim version.")
+        return Checkpoint(state=state, integrator=integrator, **meta)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        if isinstance(error, DataError):
+            raise
+        raise DataError(
+            f"`{path}` cannot be read as a checkpoint ({error}); expected what dpsim wrote. "
+            "Delete the stage's directory to start the stage anew."
+        ) from error
+
+
+def require_same_settings(directory: Path, old: Mapping[str, Any], new: Mapping[str, Any], step: int) -> None:
+    """Raise ConfigError where a checkpoint was made with other settings, or already beyond the new total."""
+    changed = [k for k in sorted({*old, *new}) if k not in _EXTENDABLE and old.get(k) != new.get(k)]
+    if changed:
+        differences = "; ".join(f"{k} was {old.get(k)}, is {new.get(k)}" for k in changed)
+        raise ConfigError(
+            f"`{directory}` was begun with other settings: {differences}. "
+            "Give the protocol another `name` (or --directory), or delete the directory to start anew."
+        )
+    if step > new["n_steps"]:
+        raise ConfigError(
+            f"`steps` is {new['n_steps']}, but {directory} has already done {step}; expected at least as many. "
+            "Durations are totals: raise the total, or delete the directory to start anew."
+        )
+
+
+class StageOutput:
+    """The open files of one stage."""
+
+    def __init__(self, directory: Path, state: State, checkpoint: Checkpoint | None):
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        if checkpoint is None:
+            symbols = [chemical_symbols[z] for z in state.numbers]
+            write_topology(directory / TOPOLOGY, symbols, state.positions, state.cell)
+            self._thermo = os.open(directory / THERMO, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            self._thermo_bytes = os.write(self._thermo, (",".join(THERMO_COLUMNS) + "\n").encode())
+            self._trajectory = TrajectoryWriter(directory / TRAJECTORY, state.n_atoms)
+        else:
+            self._thermo = open_truncated(directory / THERMO, checkpoint.thermo_bytes)
+            self._thermo_bytes = os.lseek(self._thermo, 0, os.SEEK_END)
+            self._trajectory = TrajectoryWriter(directory / TRAJECTORY, state.n_atoms, checkpoint.trajectory_bytes)
+
+    def row(self, step: int, *values: float) -> None:
+        """One row of thermo.csv, in the order of THERMO_COLUMNS; numbers in full precision."""
+        line = ",".join([str(step), *(repr(float(v)) for v in values)]) + "\n"
+        self._thermo_bytes += os.write(self._thermo, line.encode())
+
+    def frame(self, step: int, time_ps: float, state: State, forces: Array) -> None:
+        """One frame of the trajectory."""
+        velocities = state.momenta / state.masses[:, None]
+        cell = state.cell if state.has_volume else np.zeros((3, 3))
+        self._trajectory.append(step, time_ps, state.positions, cell, velocities, forces)
+
+    def save(self, checkpoint: Checkpoint) -> None:
+        """A checkpoint that what was written so far belongs to."""
+        os.fsync(self._thermo)
+        self._trajectory.sync()
+        checkpoint.thermo_bytes = self._thermo_bytes
+        checkpoint.trajectory_bytes = self._trajectory.offset
+        if checkpoint.step == 0:
+            save_checkpoint(self.directory / START, checkpoint)
+        save_checkpoint(self.directory / RESTART, checkpoint)
+
+    def close(self) -> None:
+        """Close the files."""
+        os.close(self._thermo)
+        self._trajectory.close()
+
+
+def read_thermo(path: str | os.PathLike[str]) -> dict[str, Array]:
+    """The columns of a thermo.csv; a last line that is still being written is left out. Raises DataError."""
+    try:
+        text = Path(path).read_text()
+    except OSError as error:
+        raise DataError(f"`{path}` cannot be read ({error}); expected the thermo.csv of a stage.") from error
+    header, *rows = text[: text.rfind("\n") + 1].splitlines() or [""]
+    if header != ",".join(THERMO_COLUMNS):
+        raise DataError(f"`{path}` begins with {header[:60]!r}; expected {','.join(THERMO_COLUMNS)}.")
+    table = np.array([row.split(",") for row in rows], dtype=np.float64).reshape(-1, len(THERMO_COLUMNS))
+    return dict(zip(THERMO_COLUMNS, table.T, strict=True))

@@ -1,0 +1,71 @@
+"""What an analysis of a protocol is handed, and what it hands back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dpsim.analysis.report import Result, Section
+from dpsim.engines.base import Engine, RunControl, StageResult, StageSettings
+from dpsim.engines.output import THERMO, TOPOLOGY, TRAJECTORY
+from dpsim.protocols.schema import Protocol
+
+CalculatorFor = Callable[[Protocol, str | None], Any]
+"""(protocol, precision or None for the protocol's) -> the calculator that the protocol's engine wants."""
+
+
+@dataclass(frozen=True)
+class StageRecord:
+    """A finished stage; or one that failed with `error`, whose result is that of its last checkpoint."""
+
+    name: str
+    directory: Path
+    settings: StageSettings
+    result: StageResult
+    error: str | None = None
+
+    @property
+    def thermo(self) -> Path:
+        return self.directory / THERMO
+
+    @property
+    def topology(self) -> Path:
+        return self.directory / TOPOLOGY
+
+    @property
+    def trajectory(self) -> Path:
+        return self.directory / TRAJECTORY
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A protocol whose stages are done."""
+
+    protocol: Protocol
+    directory: Path
+    engine: Engine
+    calculator: Any
+    calculator_for: CalculatorFor
+    control: RunControl
+    stages: dict[str, StageRecord]
+    say: Callable[[str], None] = lambda text: None
+
+    @property
+    def figures(self) -> Path:
+        """Where figures go."""
+        return self.directory / "figures"
+
+
+@dataclass(frozen=True)
+class AnalysisOutput:
+    """Numbers with verdicts, sections of the report, and what a reader must know before trusting them."""
+
+    results: list[Result] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+class Stopped(Exception):
+    """The user asked to stop; everything is saved."""

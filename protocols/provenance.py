@@ -1,0 +1,83 @@
+"""How a result was made: model and its hash, versions, seed, hardware, wall time."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import os
+import platform
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from dpsim.errors import DpsimError
+from dpsim.protocols.context import RunContext
+
+_PACKAGES = ("torch", "ase", "numpy", "scipy", "MDAnalysis", "vesin")
+
+
+def provenance(context: RunContext) -> dict[str, Any]:
+    """Plain data for results.json and the report."""
+    protocol = context.protocol
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        "dpsim": version("dpsim"),
+        "protocol": {
+            "name": protocol.name,
+            "seed": protocol.seed,
+            "engine": protocol.engine,
+            "precision": protocol.precision or "the model's own",
+            "random_streams": [f"{name}/{use}" for name in context.stages for use in ("velocities", "thermostat")],
+        },
+        "model": {"name": Path(protocol.model).name, **(model_file(protocol.model) or {})},
+        "software": {"Python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "hardware": hardware(protocol.device),
+        "speed": {
+            name: f"{stage.result.step} steps, {stage.result.wall_seconds:.1f} s"
+            for name, stage in context.stages.items()
+        },
+    }
+
+
+def version(package: str) -> str:
+    """Of an installed package, "not installed" otherwise."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def model_file(name_or_path: str) -> dict[str, str] | None:
+    """File name and SHA-256 of a model; None where the calculator does not come from a model file."""
+    from dpsim.models.checkpoint import find_model
+
+    try:
+        path = find_model(name_or_path)
+        return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+    except (DpsimError, OSError):
+        return None
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """Processor, cores and threads, and the GPU if one was used."""
+    torch = sys.modules.get("torch")
+    known: dict[str, Any] = {
+        "processor": _processor(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads() if torch is not None else None,
+        "device": device,
+    }
+    if torch is not None and device.startswith("cuda") and torch.cuda.is_available():
+        known["gpu"] = torch.cuda.get_device_name(torch.device(device))
+    return known
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()

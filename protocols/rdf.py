@@ -1,0 +1,168 @@
+"""The RDF analysis: radial distribution functions with error bars, coordination numbers, and agreement with a reference.
+
+Given enough statistics any two models differ, so agreement is judged by size: a pair fails where a difference exceeds
+what `criteria` accept and also exceeds its own 95 % error bar.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dpsim.analysis.report import Figure, Result, Section, Table, Verdict
+from dpsim.analysis.statistics import format_value, student_t
+from dpsim.analysis.structure import RDF, RDFComparison, Value, compare_rdf, load_rdf_reference, save_rdf
+from dpsim.analysis.structure import rdf as compute_rdf
+from dpsim.errors import DataError
+from dpsim.protocols.context import AnalysisOutput, RunContext, StageRecord
+from dpsim.protocols.schema import RdfAnalysis, RdfCriteria
+from dpsim.trajectory import open_universe
+
+if TYPE_CHECKING:
+    from MDAnalysis import Universe
+
+
+def run_rdf(analysis: RdfAnalysis, context: RunContext) -> AnalysisOutput:
+    """Compute, plot, and compare the RDFs of the chosen stages."""
+    from dpsim.analysis.figures import plot_rdf
+
+    stages = rdf_stages(analysis, context)
+    label = "+".join(stage.name for stage in stages)
+    universe = _universe(stages)
+    pairs = None if analysis.pairs == "all" else [(p.split("-")[0], p.split("-")[1]) for p in analysis.pairs]
+    rdfs = compute_rdf(
+        universe,
+        pairs,
+        analysis.r_max,
+        analysis.bins,
+        analysis.blocks,
+        start=_first_frame(analysis, stages[0]),
+    )
+    table = save_rdf(context.directory / f"rdf_{label}.csv", rdfs)
+    comparisons, warnings = _compare(analysis, rdfs)
+    results: list[Result] = []
+    for item in rdfs:
+        results += _describe(item, label)
+        comparison = comparisons.get(item.label)
+        if comparison is not None:
+            results += judge_rdf(item, comparison, analysis.criteria, label)
+    path = plot_rdf(context.figures / f"rdf_{label}.png", rdfs, list(comparisons.values()))
+    caption = f"Stage {label}: {rdfs[0].n_frames} frames in {rdfs[0].n_blocks} blocks. The numbers are in {table.name}."
+    return AnalysisOutput(
+        results, [Section("Structure", figures=[Figure(path, caption)], table=_shells(rdfs))], warnings
+    )
+
+
+def rdf_stages(analysis: RdfAnalysis, context: RunContext) -> list[StageRecord]:
+    """The stages to average over: named, or the last dynamics stage."""
+    if analysis.stages:
+        return [context.stages[name] for name in analysis.stages]
+    return [[stage for stage in context.stages.values() if stage.settings.kind != "minimise"][-1]]
+
+
+def judge_rdf(item: RDF, comparison: RDFComparison, criteria: RdfCriteria, label: str = "") -> list[Result]:
+    """PASS or FAIL for the r-factor and for position and height of the first peak."""
+    prefix = f"{label}.rdf.{item.label}" if label else f"rdf.{item.label}"
+    quantile = student_t(0.95, item.n_blocks - 1)
+    excess = max(0.0, comparison.r_factor.value - comparison.r_factor_noise)
+    within = comparison.rms_in_errors <= 2.0 * comparison.rms_in_errors_expected
+    r_verdict: Verdict = "PASS" if within or excess <= criteria.r_factor else "FAIL"
+    statement = (
+        f"Differs from the reference by {comparison.rms_in_errors:.2g} error bars rms "
+        f"({comparison.rms_in_errors_expected:.2g} expected by chance), most at {comparison.largest_r:.2f} A: "
+        f"{format_value(comparison.largest.value, comparison.largest.error)}. Error bars alone give an r-factor of "
+        f"{comparison.r_factor_noise:.2g}. Errors of the reference: {comparison.reference_error}."
+    )
+    position, height = comparison.peak_position_difference, comparison.peak_height_difference
+    relative = abs(comparison.peak_height_reference.value) or 1.0
+    scaled = Value(height.value / relative, height.error / relative)
+    return [
+        Result(
+            f"{prefix}.r_factor", f"{item.label} difference from the reference (r-factor)",
+            comparison.r_factor.value, comparison.r_factor.error, "", criteria.r_factor, r_verdict, statement,
+        ),
+        Result(
+            f"{prefix}.peak_position_difference", f"{item.label} first peak, shift", position.value, position.error,
+            "A", criteria.peak_position, _within(position, criteria.peak_position, quantile),
+            _versus(comparison.peak_position, comparison.peak_position_reference, "A"),
+        ),
+        Result(
+            f"{prefix}.peak_height_difference", f"{item.label} first peak, relative difference in height",
+            scaled.value, scaled.error, "", criteria.peak_height, _within(scaled, criteria.peak_height, quantile),
+            _versus(comparison.peak_height, comparison.peak_height_reference, ""),
+        ),
+    ]  # fmt: skip
+
+
+def _within(difference: Value, tolerance: float, quantile: float) -> Verdict:
+    """FAIL only if beyond the tolerance by more than the error bar."""
+    error = difference.error if np.isfinite(difference.error) else 0.0
+    return "FAIL" if abs(difference.value) - quantile * error > tolerance else "PASS"
+
+
+def _versus(value: Value, reference: Value, unit: str) -> str:
+    a, b = format_value(value.value, value.error), format_value(reference.value, reference.error)
+    return f"{a} here, {b} in the reference{', in ' + unit if unit else ''}."
+
+
+def _universe(stages: Sequence[StageRecord]) -> Universe:
+    """The stages' trajectories as one."""
+    first = open_universe(stages[0].topology, stages[0].trajectory)
+    if len(stages) > 1:
+        first.load_new([str(stage.trajectory) for stage in stages])
+    return first
+
+
+def _first_frame(analysis: RdfAnalysis, stage: StageRecord) -> int:
+    """The first frame after `skip`."""
+    interval = stage.settings.trajectory_every * stage.settings.timestep_fs
+    return int(np.ceil(analysis.skip / interval - 1e-9))
+
+
+def _compare(analysis: RdfAnalysis, rdfs: Sequence[RDF]) -> tuple[dict[str, RDFComparison], list[str]]:
+    """Comparisons by pair, and a warning for pairs that the reference lacks."""
+    if analysis.reference is None:
+        return {}, []
+    references = {frozenset(ref.pair): ref for ref in load_rdf_reference(analysis.reference).values()}
+    found = {item.label: references[frozenset(item.pair)] for item in rdfs if frozenset(item.pair) in references}
+    if not found:
+        raise DataError(
+            f"`reference` {analysis.reference} has none of the pairs {[item.label for item in rdfs]}; "
+            "expected at least one of them. Choose the reference of this system."
+        )
+    missing = [item.label for item in rdfs if item.label not in found]
+    warnings = [f"The reference has no {', '.join(missing)}: not judged."] if missing else []
+    return {item.label: compare_rdf(item, found[item.label]) for item in rdfs if item.label in found}, warnings
+
+
+def _describe(item: RDF, label: str) -> list[Result]:
+    """The first peak and the coordination number, as they are."""
+    if not item.shells:
+        return []
+    shell = item.shells[0]
+    prefix = f"{label}.rdf.{item.label}"
+    results = [
+        Result(f"{prefix}.peak_position", f"{item.label} first peak at", *shell.peak_position, "A"),
+        Result(f"{prefix}.peak_height", f"{item.label} first peak height", *shell.peak_height),
+    ]
+    if shell.coordination is not None and shell.minimum_position is not None:
+        text = f"{item.pair[1]} around {item.pair[0]} within {shell.minimum_position.value:.2f} A, the first minimum."
+        results.append(
+            Result(f"{prefix}.coordination", f"{item.label} coordination number", *shell.coordination, explanation=text)
+        )
+    return results
+
+
+def _shells(rdfs: Sequence[RDF]) -> Table:
+    """Every shell of every pair."""
+    rows = []
+    for item in rdfs:
+        for number, shell in enumerate(item.shells, start=1):
+            minimum, inside = shell.minimum_position, shell.coordination
+            rows.append((
+                item.label, number, format_value(*shell.peak_position), format_value(*shell.peak_height),
+                None if minimum is None else format_value(*minimum), None if inside is None else format_value(*inside),
+            ))  # fmt: skip
+    return Table(("pair", "shell", "peak (A)", "height", "minimum (A)", "neighbours within"), rows)

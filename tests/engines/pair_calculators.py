@@ -1,0 +1,99 @@
+"""Small calculators whose physics is known: a smooth pair potential, and deliberately broken copies of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from ase import Atoms
+from ase.build import bulk
+from ase.calculators.calculator import Calculator, all_changes
+from ase.stress import full_3x3_to_voigt_6_stress
+
+from dpsim.neighbors import neighbor_list
+
+CUTOFF = 6.0
+
+
+class PairCalculator(Calculator):
+    """Argon-like: U = sum 4 eps ((s/r)^12 - (s/r)^6) (1 - (r/rc)^2)^3, a function of the structure alone."""
+
+    implemented_properties = ["energy", "free_energy", "forces", "stress"]
+
+    def __init__(self, epsilon: float = 0.0104, sigma: float = 3.4):
+        super().__init__()
+        self.epsilon, self.sigma = epsilon, sigma
+        self.calls = 0
+
+    def calculate(self, atoms: Atoms | None = None, properties: Any = None, system_changes: Any = all_changes) -> None:
+        super().calculate(atoms, properties, system_changes)
+        assert self.atoms is not None
+        self.calls += 1
+        a = self.atoms
+        cell = np.array(a.cell.array)
+        i, j, shift = neighbor_list(a.positions, cell, a.pbc, CUTOFF)
+        order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], j, i))
+        i, j, shift = i[order], j[order], shift[order]
+        vector = a.positions[j] - a.positions[i] + shift @ cell
+        r = np.linalg.norm(vector, axis=1)
+        x6 = (self.sigma / r) ** 6
+        pair = 4.0 * self.epsilon * (x6 * x6 - x6)
+        slope = 4.0 * self.epsilon * (-12.0 * x6 * x6 + 6.0 * x6) / r
+        u = 1.0 - (r / CUTOFF) ** 2
+        energy = 0.5 * float(np.sum(pair * u**3))
+        derivative = slope * u**3 - pair * 6.0 * r / CUTOFF**2 * u**2
+        gradient = (derivative / r)[:, None] * vector
+        forces = np.zeros((len(a), 3))
+        np.add.at(forces, i, gradient)
+        self.results = {"energy": energy, "free_energy": energy, "forces": self.spoil(forces)}
+        if a.cell.rank == 3:
+            virial = 0.5 * gradient.T @ vector
+            self.results["stress"] = full_3x3_to_voigt_6_stress(virial / a.get_volume())
+
+    def spoil(self, forces: np.ndarray) -> np.ndarray:
+        """Where broken copies break it."""
+        return forces
+
+
+class SwirlCalculator(PairCalculator):
+    """Adds F_i = w z x (r_i - r_i0), which has a curl: an atom that circles its site one way is driven ever faster."""
+
+    def __init__(self, sites: np.ndarray, strength: float = 0.005):
+        super().__init__()
+        self.sites, self.strength = sites, strength
+
+    def spoil(self, forces: np.ndarray) -> np.ndarray:
+        assert self.atoms is not None
+        u = self.atoms.positions - self.sites
+        u -= u.mean(axis=0)  # no net force
+        return forces + self.strength * np.stack([-u[:, 1], u[:, 0], 0.0 * u[:, 2]], axis=1)
+
+
+class RoundedCalculator(PairCalculator):
+    """Forces rounded to `grid` (eV/A): random kicks, as from too little precision."""
+
+    grid = 0.004
+
+    def spoil(self, forces: np.ndarray) -> np.ndarray:
+        return np.round(forces / self.grid) * self.grid
+
+
+class ExplodingCalculator(PairCalculator):
+    """NaN forces on atom 3 from the n-th call on."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.n = n
+
+    def spoil(self, forces: np.ndarray) -> np.ndarray:
+        if self.calls >= self.n:
+            forces[3] = np.nan
+        return forces
+
+
+def argon(n: int = 2, pbc: bool = True) -> Atoms:
+    """A small fcc crystal, slightly disordered."""
+    atoms = bulk("Ar", "fcc", a=5.3, cubic=True).repeat(n)
+    atoms.positions += np.random.default_rng(5).normal(0.0, 0.05, atoms.positions.shape)
+    atoms.pbc = pbc
+    return atoms

@@ -1,0 +1,118 @@
+"""The commands: what they print, what they refuse, exit codes, and the log of an error."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dpsim import cli
+
+
+@pytest.fixture
+def dpsim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Calls the command line in an empty folder: returns exit code, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["dpsim", *arguments])
+        capsys.readouterr()
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+def test_help_names_every_command(dpsim):
+    code, out, _ = dpsim("--help")
+    assert code == 0
+    for name in ("run", "train", "test", "convert", "show", "schema", "template", "validate", "doctor"):
+        assert name in out
+        assert dpsim(name, "--help")[0] == 0
+
+
+def test_template_is_a_protocol_that_its_schema_describes(dpsim, tmp_path: Path):
+    _, out, _ = dpsim("template", "nve")
+    keys = yaml.safe_load(out)
+    _, schema, _ = dpsim("schema")
+    assert set(keys) <= set(json.loads(schema)["properties"])
+    assert dpsim("template", "nve", "-o", "new.yaml")[0] == 0
+    assert (tmp_path / "new.yaml").read_text() == out
+    code, _, err = dpsim("template", "nve", "-o", "new.yaml")
+    assert code == cli.MISTAKE and "exists" in err
+
+
+def test_schema_of_training_files(dpsim):
+    code, out, _ = dpsim("schema", "--train")
+    assert code == 0 and "descriptor" in out
+
+
+def test_a_mistake_is_one_message_with_the_traceback_in_a_file(dpsim, tmp_path: Path):
+    code, out, err = dpsim("template", "nva")
+    assert code == cli.MISTAKE and out == ""
+    assert "nva" in err and "did you mean `nv" in err.lower() and "Traceback" not in err
+    log = (tmp_path / cli.LOG).read_text()
+    assert "Traceback" in log and "dpsim template nva" in log
+
+
+def test_an_unexpected_error_has_another_exit_code(dpsim, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def burst() -> None:
+        raise ZeroDivisionError("by [nobody]")
+
+    monkeypatch.setattr("dpsim.doctor.diagnose", burst)
+    code, _, err = dpsim("doctor")
+    assert code == cli.UNEXPECTED and "ZeroDivisionError: by [nobody]" in err
+    assert "Traceback" in (tmp_path / cli.LOG).read_text()
+
+
+def test_a_folder_that_cannot_be_written_does_not_hide_the_message(dpsim, monkeypatch: pytest.MonkeyPatch):
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError("read-only")
+
+    monkeypatch.setattr(Path, "write_text", refuse)
+    code, _, err = dpsim("template", "nva")
+    assert code == cli.MISTAKE and "nva" in err
+
+
+@pytest.mark.parametrize("command", ["run", "train", "validate"])
+def test_files_that_do_not_exist_are_named(dpsim, command: str):
+    code, _, err = dpsim(command, "nowhere.yaml")
+    assert code == cli.MISTAKE and "nowhere.yaml" in err
+
+
+@pytest.mark.parametrize("arguments", [("show", "water-pbe9"), ("test", "water-pbe9", "data")])
+def test_unknown_models_are_named(dpsim, arguments: tuple[str, ...]):
+    code, _, err = dpsim(*arguments)
+    assert code == cli.MISTAKE and "water-pbe9" in err
+
+
+def test_validate_tells_training_files_from_protocols(dpsim, tmp_path: Path):
+    (tmp_path / "train.yaml").write_text("model: {}\ndata: {train: [nowhere]}\n")
+    code, _, err = dpsim("validate", "train.yaml")
+    assert code == cli.MISTAKE and "train.yaml" in err and "type_map" in err
+    (tmp_path / "run.yaml").write_text("model: water\nstages: []\n")
+    code, _, err = dpsim("validate", "run.yaml")
+    assert code == cli.MISTAKE and "run.yaml" in err
+
+
+def test_train_show_and_test_a_model(dpsim, tmp_path: Path, train_settings: dict, lj_data: Path):
+    (tmp_path / "lj.yaml").write_text(yaml.safe_dump(train_settings | {"steps": 4}))
+    assert dpsim("validate", "lj.yaml")[0] == 0
+    code, _, err = dpsim("train", "lj.yaml")
+    assert code == 0, err
+    assert dpsim("train", "lj.yaml")[0] == cli.MISTAKE  # the folder holds a run
+    assert dpsim("train", "lj.yaml", "--resume")[0] == 0
+    code, out, _ = dpsim("show", "lj/model-last.dpsim")
+    assert code == 0 and "type_map" in out and "He" in out
+    code, out, _ = dpsim("show", "lj/model-last.dpsim", "--json")
+    assert json.loads(out)["type_map"] == ["He", "Ne"]
+    code, out, err = dpsim("test", "lj/model-last.dpsim", str(lj_data / "validation"), "-o", "errors")
+    assert code == 0 and "RMSE" in out, err
+    assert (tmp_path / "errors" / "test.json").is_file()
