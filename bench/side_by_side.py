@@ -19,7 +19,7 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 WATER = HERE.parent.parent / "shared/data/water_pbe0ts/train/O64H128"
-sys.path.insert(0, str(HERE / "workers"))
+sys.path[:0] = [str(HERE / "workers"), str(HERE.parent)]  # dpsim: this checkout
 from protocol import MARK  # noqa: E402
 
 MAX_FOREIGN = 0.08  # share of all cores; beyond it a window is taken again
@@ -45,6 +45,7 @@ class Side:
             "DP_INTRA_OP_PARALLELISM_THREADS": str(threads),
             "DP_INTER_OP_PARALLELISM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
+            "NUM_WORKERS": "0",  # DeePMD-kit: read frames in the trainer itself; loader processes need the cores too
             "PYTHONPATH": str(HERE.parent) if name == "dpsim" else "",
         }
         work = folder / name

@@ -11,7 +11,8 @@ Defaults are written in these units: `timestep: Time = 0.5` is 0.5 fs. Written o
 
 from __future__ import annotations
 
-import types
+import inspect
+import re
 import typing
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Annotated, Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
 from pydantic.functional_validators import AfterValidator
-from pydantic.json_schema import GenerateJsonSchema
+from pydantic.json_schema import DEFAULT_REF_TEMPLATE, GenerateJsonSchema, JsonSchemaMode
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
 from pydantic_core.core_schema import ValidationInfo
 
@@ -48,10 +49,15 @@ class StrictModel(BaseModel):
 
     @classmethod
     def model_json_schema(
-        cls, *args: Any, schema_generator: type[GenerateJsonSchema] = _SchemaGenerator, **options: Any
+        cls,
+        by_alias: bool | None = True,
+        ref_template: str = DEFAULT_REF_TEMPLATE,
+        schema_generator: type[GenerateJsonSchema] = _SchemaGenerator,
+        mode: JsonSchemaMode = "validation",
+        **options: Any,
     ) -> dict[str, Any]:
         """JSON Schema of this configuration, for editors and the docs."""
-        return super().model_json_schema(*args, schema_generator=schema_generator, **options)
+        return super().model_json_schema(bool(by_alias), ref_template, schema_generator, mode, **options)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ class Quantity:
         """Text with a unit as a number of `unit`."""
         if not isinstance(value, str):
             message = '{value} has no unit; expected text with a unit. Write for example "{example}".'
-            raise PydanticCustomError("quantity", message, {"value": repr(value), "example": self.example})  # type: ignore[arg-type]
+            raise PydanticCustomError("quantity", message, {"value": repr(value), "example": self.example})
         try:
             return parse_quantity(value, self.unit, self.example)
         except ConfigError as error:
@@ -136,7 +142,7 @@ def parse_yaml(text: str, model: type[Model], source: str = "<text>", folder: Pa
     """Read YAML text; as `load_yaml`. `source` is its name in errors, `folder` where relative paths start."""
     try:
         node = yaml.compose(text, Loader=_Loader)
-        data = _Loader("").construct_document(node) if node is not None else None  # type: ignore[no-untyped-call]
+        data = _Loader("").construct_document(node) if node is not None else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f" line {mark.line + 1}" if mark else ""
@@ -177,7 +183,7 @@ def dump_yaml(config: BaseModel) -> str:
 class _Loader(yaml.SafeLoader):
     """YAML as version 1.2 reads it: 1e-3 is a number, `No` is nobelium, 12:30 is text, a repeated key is an error."""
 
-    yaml_implicit_resolvers: dict[str, Any] = {}  # noqa: RUF012 - filled below, before first use
+    yaml_implicit_resolvers: dict[str, Any] = {}  # filled below, before first use
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -189,8 +195,6 @@ class _Loader(yaml.SafeLoader):
 
 
 def _add_resolvers() -> None:
-    import re
-
     for tag, pattern, first in (
         ("bool", r"(true|True|TRUE|false|False|FALSE)$", "tTfF"),
         ("null", r"(~|null|Null|NULL|)$", ["~", "n", "N", ""]),
@@ -198,7 +202,7 @@ def _add_resolvers() -> None:
         ("float", r"([-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN))$",
          "-+.0123456789"),
     ):  # fmt: skip
-        _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))  # type: ignore[no-untyped-call]
+        _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{tag}", re.compile(pattern), list(first))
 
 
 def _construct_int(loader: yaml.SafeLoader, node: yaml.ScalarNode) -> int:
@@ -276,8 +280,8 @@ def _tagged(model: type[BaseModel], tag: str) -> bool:
 
 def _models_in(annotation: Any) -> set[type[BaseModel]]:
     """Every configuration class inside a type such as list[A | B]."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return {annotation} if issubclass(annotation, BaseModel) else set()
+    if inspect.isclass(annotation) and issubclass(annotation, BaseModel):
+        return {annotation}
     return {m for arg in typing.get_args(annotation) for m in _models_in(arg)}
 
 

@@ -104,7 +104,7 @@ class _StageRun:
         self.first_step = self.step
         if saved is not None and saved.finished and stage.kind == "minimise":
             self.finished = True  # converged before its last step
-        self.output = StageOutput(directory, start, saved)
+        self.output = StageOutput(directory, [chemical_symbols[z] for z in start.numbers], start, saved)
         try:
             self.integrator = self._make_integrator(saved)
         except BaseException:

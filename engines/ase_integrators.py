@@ -68,7 +68,7 @@ class Integrator:
             setattr(target, attribute, value.item() if value.ndim == 0 else value.copy())
 
 
-class HeatedLangevin(LangevinBAOAB):  # type: ignore[misc]
+class HeatedLangevin(LangevinBAOAB):
     """BAOAB Langevin dynamics that counts the heat from its bath, so that E - heat is conserved."""
 
     heat = 0.0
@@ -122,27 +122,37 @@ def _martyna_tobias_klein(atoms: Atoms, stage: StageSettings, timestep: float) -
     assert stage.thermostat_damping_fs is not None
     assert stage.barostat_damping_fs is not None
     assert stage.pressure_bar is not None
+    assert stage.temperature_K is not None
     settings: dict[str, Any] = {
         "temperature_K": stage.temperature_K,
         "pressure_au": stage.pressure_bar * units.bar,
         "tdamp": stage.thermostat_damping_fs * units.fs,
         "pdamp": stage.barostat_damping_fs * units.fs,
     }
-    if stage.cell_change == "isotropic":
-        dynamics = IsotropicMTKNPT(atoms, timestep, **settings)
-        attributes = (*_CHAINS, "_eps", "_p_eps", "_volume0", "_cell0")
-    elif stage.cell_change == "anisotropic":
-        dynamics = MaskedMTKNPT(atoms, timestep, mask=(True, True, True), **settings)
-        attributes = (*_CHAINS, "_h", "_h0_basis", "_p_c")
-    else:
-        dynamics = MTKNPT(atoms, timestep, **settings)
-        attributes = (*_CHAINS, "_h", "_p_g")
-        barostat = dynamics._barostat
-        barostat._cell_dof = _SYMMETRIC_CELL_MODES
-        barostat._R[0] = _SYMMETRIC_CELL_MODES * barostat._kT * barostat._pdamp**2
+    dynamics, attributes = _CELL_DYNAMICS[stage.cell_change or "isotropic"](atoms, timestep, settings)
     free = max(1, len(atoms) - 1)
     dynamics._num_atoms_global = free
     dynamics._thermostat = NoseHooverChainThermostat(
         num_atoms_global=free, masses=dynamics.masses, temperature_K=stage.temperature_K, tdamp=settings["tdamp"]
     )
     return Integrator(dynamics, attributes, lambda: dynamics.get_conserved_energy() - atoms.get_total_energy())
+
+
+def _isotropic(atoms: Atoms, timestep: float, settings: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    return IsotropicMTKNPT(atoms, timestep, **settings), (*_CHAINS, "_eps", "_p_eps", "_volume0", "_cell0")
+
+
+def _anisotropic(atoms: Atoms, timestep: float, settings: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    dynamics = MaskedMTKNPT(atoms, timestep, mask=(True, True, True), **settings)
+    return dynamics, (*_CHAINS, "_h", "_h0_basis", "_p_c")
+
+
+def _triclinic(atoms: Atoms, timestep: float, settings: dict[str, Any]) -> tuple[Any, tuple[str, ...]]:
+    dynamics: Any = MTKNPT(atoms, timestep, **settings)
+    barostat = dynamics._barostat
+    barostat._cell_dof = _SYMMETRIC_CELL_MODES
+    barostat._R[0] = _SYMMETRIC_CELL_MODES * barostat._kT * barostat._pdamp**2
+    return dynamics, (*_CHAINS, "_h", "_p_g")
+
+
+_CELL_DYNAMICS = {"isotropic": _isotropic, "anisotropic": _anisotropic, "triclinic": _triclinic}

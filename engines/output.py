@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from ase.data import chemical_symbols
 from numpy.typing import NDArray
 
 from dpsim.engines.base import Array, RunControl, StageSettings, State
@@ -133,11 +132,10 @@ def require_same_settings(directory: Path, old: Mapping[str, Any], new: Mapping[
 class StageOutput:
     """The open files of one stage."""
 
-    def __init__(self, directory: Path, state: State, checkpoint: Checkpoint | None):
+    def __init__(self, directory: Path, symbols: list[str], state: State, checkpoint: Checkpoint | None):
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         if checkpoint is None:
-            symbols = [chemical_symbols[z] for z in state.numbers]
             write_topology(directory / TOPOLOGY, symbols, state.positions, state.cell)
             self._thermo = os.open(directory / THERMO, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
             self._thermo_bytes = os.write(self._thermo, (",".join(THERMO_COLUMNS) + "\n").encode())

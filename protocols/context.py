@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from dpsim.analysis.report import Result, Section
 from dpsim.engines.base import Engine, RunControl, StageResult, StageSettings
 from dpsim.engines.output import THERMO, TOPOLOGY, TRAJECTORY
 from dpsim.protocols.schema import Protocol
 
-CalculatorFor = Callable[[Protocol, str | None], Any]
+Precision = Literal["float32", "float64"]
+CalculatorFor = Callable[[Protocol, Precision | None], Any]
 """(protocol, precision or None for the protocol's) -> the calculator that the protocol's engine wants."""
 
 

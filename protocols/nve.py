@@ -14,6 +14,7 @@ re-running from the same start:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -154,14 +155,15 @@ def _judge_explosion(check: NveCheck, context: RunContext, stage: StageRecord, e
     for rerun in reruns:
         if rerun.drift is not None:
             fault = "precision" if rerun.label == "float64" else "time step"
-            why = f"The re-run with {'float64' if fault == 'precision' else 'half the time step'} ({rerun.label}) survives."
+            change = "in float64" if fault == "precision" else f"with half the time step ({rerun.label})"
+            why = f"The re-run {change} survives."
             break
     diagnosis = Diagnosis(fault, why, None, tuple(reruns), None)
     return AnalysisOutput([failed, _fault_result(stage, diagnosis, True)], [_diagnosis_section(diagnosis, duration)])
 
 
 def path_power(
-    calculator: Any, states: list[tuple[State, np.ndarray]], timestep_fs: float, atoms_of: Any
+    calculator: Any, states: list[tuple[State, np.ndarray]], timestep_fs: float, atoms_of: Callable[[State], Any]
 ) -> np.ndarray:
     """dE/dt of exact dynamics, from energy and work alone, meV/atom/ps, one number per state.
 
@@ -257,8 +259,8 @@ def _path_power(context: RunContext, stage: StageRecord, calculator: Any) -> Est
 
 def _attribute(baseline: DriftResult, reruns: list[Rerun], power: Estimate | None) -> tuple[str, str]:
     """The fault and why, from the re-runs: whichever leaves least of the drift, if it leaves little."""
-    cures = [(rerun, _remaining(baseline, rerun.drift)) for rerun in reruns if rerun.drift is not None]
-    cures = [(rerun, part) for rerun, part in cures if part is not None]
+    parts = [(rerun, _remaining(baseline, rerun.drift)) for rerun in reruns if rerun.drift is not None]
+    cures = [(rerun, part) for rerun, part in parts if part is not None]
     evidence = _power_evidence(baseline, power)
     if cures:
         best, part = min(cures, key=lambda item: item[1])

@@ -1,4 +1,4 @@
-"""The RDF analysis: radial distribution functions with error bars, coordination numbers, and agreement with a reference.
+"""The RDF analysis: radial distribution functions with error bars, coordination numbers, agreement with a reference.
 
 Given enough statistics any two models differ, so agreement is judged by size: a pair fails where a difference exceeds
 what `criteria` accept and also exceeds its own 95 % error bar.
@@ -97,12 +97,16 @@ def judge_rdf(item: RDF, comparison: RDFComparison, criteria: RdfCriteria, label
 
 
 def _within(difference: Value, tolerance: float, quantile: float) -> Verdict:
-    """FAIL only if beyond the tolerance by more than the error bar."""
+    """FAIL only if beyond the tolerance by more than the error bar; INFO where there is no peak to compare."""
+    if not np.isfinite(difference.value):
+        return "INFO"
     error = difference.error if np.isfinite(difference.error) else 0.0
     return "FAIL" if abs(difference.value) - quantile * error > tolerance else "PASS"
 
 
 def _versus(value: Value, reference: Value, unit: str) -> str:
+    if not (np.isfinite(value.value) and np.isfinite(reference.value)):
+        return "No first peak stands out of the noise in both curves: not judged."
     a, b = format_value(value.value, value.error), format_value(reference.value, reference.error)
     return f"{a} here, {b} in the reference{', in ' + unit if unit else ''}."
 

@@ -24,7 +24,7 @@ from dpsim.config import dump_yaml
 from dpsim.engines.base import Engine, RunControl, StageResult, StageSettings, State
 from dpsim.engines.output import RESTART, load_checkpoint, require_same_settings, stage_settings
 from dpsim.errors import ConfigError, DataError, DpsimError, SimulationError
-from dpsim.protocols.context import AnalysisOutput, CalculatorFor, RunContext, StageRecord, Stopped
+from dpsim.protocols.context import AnalysisOutput, CalculatorFor, Precision, RunContext, StageRecord, Stopped
 from dpsim.protocols.progress import ProgressDisplay
 from dpsim.protocols.provenance import model_file, provenance
 from dpsim.protocols.schema import Analysis, NveCheck, Protocol, RdfAnalysis, load_protocol
@@ -55,7 +55,7 @@ class Checked:
     identity: dict[str, Any]
 
 
-def default_calculator(protocol: Protocol, precision: str | None) -> Any:
+def default_calculator(protocol: Protocol, precision: Precision | None) -> Any:
     """The model as the ASE engine wants it; the one place where a protocol's model becomes a calculator."""
     from dpsim.calculators.ase_calculator import DPCalculator
 
@@ -185,8 +185,8 @@ def _check_analyses(protocol: Protocol, atoms: Any) -> None:
         half = 0.5 / float(np.linalg.norm(atoms.cell.reciprocal(), axis=1).max())
         if analysis.r_max is not None and analysis.r_max > half:
             raise ConfigError(
-                f"`r_max` is {analysis.r_max:g} A; expected at most {half:.3f} A, half the smallest height of the cell. "
-                "Lower it, or repeat the structure."
+                f"`r_max` is {analysis.r_max:g} A; expected at most {half:.3f} A, half the smallest height of the "
+                "cell. Lower it, or repeat the structure."
             )
 
 
@@ -340,7 +340,8 @@ def _locked(directory: Path) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise DpsimError(
-                f"`{directory}` is in use by another dpsim run; expected one at a time. Wait for it, or use --directory."
+                f"`{directory}` is in use by another dpsim run; expected one at a time. "
+                "Wait for it, or use --directory."
             ) from error
         yield
 

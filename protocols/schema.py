@@ -180,7 +180,7 @@ class NveCheck(StrictModel):
     confidence: float = Field(0.95, gt=0.5, lt=1.0, description="the whole confidence interval must be acceptable")
     timesteps: tuple[Annotated[Time, Field(gt=0.0)], ...] | None = Field(
         None,
-        description="time steps to compare by short runs; default: half, one and two times the stage's; [] for none",
+        description="compared by short runs; default: half, one and two times the stage's time step; [] for none",
     )
     scan_duration: Time = Field(100.0, gt=0.0, description="length of each of these short runs")
     diagnosis: bool = Field(True, description="after a failure, find the cause by re-running from the same start")

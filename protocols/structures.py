@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -45,7 +46,7 @@ def _read(path: Path, frame: int) -> Atoms:
     if not path.is_file():
         raise DataError(f"`structure` is {path}, which is no file; expected a structure. Correct the path.")
     try:
-        frames = read(path, index=":")
+        frames: list[Any] = list(read(path, index=":"))
     except Exception as error:  # ASE's readers raise whatever they like
         raise DataError(f"`structure` {path} cannot be read ({type(error).__name__}: {error}).") from error
     if not frames:
@@ -55,7 +56,7 @@ def _read(path: Path, frame: int) -> Atoms:
             f"`structure.frame` is {frame}; expected -{len(frames)} ... {len(frames) - 1}, the frames of {path}. "
             "Choose another frame."
         )
-    chosen = frames[frame]
+    chosen: Atoms = frames[frame]
     chosen.calc = None
     if chosen.constraints:
         raise ConfigError(

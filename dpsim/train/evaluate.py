@@ -66,13 +66,11 @@ class Validator:
         self._cache = EdgeCache(1 << 27)
 
     def __call__(self, model: EnergyModel) -> tuple[float, SquaredErrors]:
-        """The loss per frame with the prefactors of the end of training (the score; lower is better), and the errors."""
+        """The loss per frame with the prefactors of the end of training (the score: lower is better), and errors."""
         total, errors = 0.0, SquaredErrors()
         for batch in batches(self.systems, self.picks, model, self._cache):
             batch, prediction = predict(model, batch)
-            result = loss(
-                prediction, batch, limit_prefactors(self.config), self.config.kind, self.config.huber_delta
-            )
+            result = loss(prediction, batch, limit_prefactors(self.config), self.config.kind, self.config.huber_delta)
             total += float(result.per_frame.sum())
             errors += result.errors
         return total / len(self.picks), errors
@@ -159,9 +157,7 @@ def evaluate_systems(
     return result
 
 
-def evaluate(
-    model: EnergyModel, data: Sequence[str | Path], max_frames: int | None = None
-) -> list[SetErrors]:
+def evaluate(model: EnergyModel, data: Sequence[str | Path], max_frames: int | None = None) -> list[SetErrors]:
     """Errors of a model on each data set (a path: all systems at or below it).
 
     Raises: DataError for data that cannot be read, ElementError for elements the model does not know.

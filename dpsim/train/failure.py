@@ -19,13 +19,14 @@ def training_error(
     """Write failure.json and failure.extxyz (worst frame first) and return the error to raise."""
     losses = [float(x) for x in per_frame]
     order = sorted(range(len(losses)), key=lambda k: (math.isfinite(losses[k]), -losses[k]))
-    frames = [{"source": batch.sources[k], "loss": losses[k]} for k in order]
-    plain = [{**f, "loss": f["loss"] if math.isfinite(f["loss"]) else str(f["loss"])} for f in frames]
-    report = {"step": step, "reason": reason, "frames": plain}
+    frames = [
+        {"source": batch.sources[k], "loss": losses[k] if math.isfinite(losses[k]) else str(losses[k])} for k in order
+    ]
+    report = {"step": step, "reason": reason, "frames": frames}
     atomic_write(directory / "failure.json", (json.dumps(report, indent=1) + "\n").encode())
     text = "".join(_extxyz(batch, k, losses[k], type_map) for k in order)
     atomic_write(directory / "failure.extxyz", text.encode())
-    named = "; ".join(f"{f['source']} (loss {f['loss']:.3g})" for f in frames[:3])
+    named = "; ".join(f"{batch.sources[k]} (loss {losses[k]:.3g})" for k in order[:3])
     return TrainingError(
         f"{reason} at step {step}. The batch was: {named}{'; ...' if len(frames) > 3 else ''}. Its frames are in "
         f"{directory / 'failure.extxyz'}. Look at their labels; if they are right, lower `schedule.start_lr` or set "

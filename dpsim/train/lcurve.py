@@ -94,4 +94,4 @@ def _event_writer(folder: Path, start_step: int, wanted: bool | None) -> Any:
         if wanted:
             raise MissingDependencyError("tensorboard", "tensorboard", "Writing events for TensorBoard") from None
         return None
-    return SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)

@@ -78,9 +78,7 @@ class Loss(NamedTuple):
     errors: SquaredErrors
 
 
-def loss(
-    prediction: Prediction, batch: Batch, weights: Prefactors, kind: str = "mse", delta: float = 0.01
-) -> Loss:
+def loss(prediction: Prediction, batch: Batch, weights: Prefactors, kind: str = "mse", delta: float = 0.01) -> Loss:
     """The loss of a batch. Terms that the prediction lacks, or with no label, count zero.
 
     Args: weights: prefactors of this step; kind: "mse" or "huber"; delta: eV/atom and eV/A, of Huber.

@@ -33,7 +33,7 @@ class RunDirectory:
                 "Continue that run with --resume, or choose another folder."
             )
         self.path.mkdir(parents=True, exist_ok=True)
-        self._lock = open(self.path / ".lock", "w", encoding="utf-8")  # noqa: SIM115 - held until __exit__
+        self._lock = open(self.path / ".lock", "w", encoding="utf-8")  # held until __exit__
         if not _lock(self._lock):
             self._lock.close()
             raise TrainingError(f"`{self.path}` is in use by a running training. Stop it first, or wait for it.")
@@ -102,7 +102,9 @@ def check_same_run(saved: Mapping[str, Any], config: TrainConfig, directory: Pat
     """Raise ConfigError if a run is resumed with a configuration that would have made other weights."""
     given = config.model_dump(mode="json")
     old, new = _flat(saved), _flat(given)
-    different = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k.split(".")[0] not in _FREE]
+    different = [
+        k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k.split(".")[0] not in _FREE
+    ]
     if different:
         key = different[0]
         raise ConfigError(

@@ -47,7 +47,7 @@ class SOAP(torch.optim.Optimizer):
                     _update_covariances(state, parameter.grad, 0.0)
                     _eigenbases(state)
                 else:
-                    _update(state, parameter, group)
+                    _update(state, parameter, parameter.grad, group)
 
 
 def _sides(state: dict[str, Tensor]) -> list[int]:
@@ -71,9 +71,8 @@ def _update_covariances(state: dict[str, Tensor], g: Tensor, beta: float) -> Non
 def _eigenbases(state: dict[str, Tensor]) -> None:
     """The first bases: eigenvectors, largest eigenvalue first."""
     for side in _sides(state):
-        state[f"basis_{side}"] = torch.linalg.eigh(state[f"covariance_{side}"].double())[1].flip(1).to(
-            state["exp_avg"].dtype
-        )
+        vectors = torch.linalg.eigh(state[f"covariance_{side}"].double())[1].flip(1)
+        state[f"basis_{side}"] = vectors.to(state["exp_avg"].dtype).contiguous()
 
 
 def _rotate(state: dict[str, Tensor], g: Tensor, *, back: bool = False) -> Tensor:
@@ -99,13 +98,13 @@ def _refresh(state: dict[str, Tensor]) -> None:
         for key in ("exp_avg", "exp_avg_sq"):
             state[key] = state[key].index_select(side, order)
         state["exp_avg"] = turn @ state["exp_avg"] if side == 0 else state["exp_avg"] @ turn.t()
-        state[f"basis_{side}"] = new
+        # A checkpoint restores rows in memory order: another order here would round products differently then.
+        state[f"basis_{side}"] = new.contiguous()
 
 
-def _update(state: dict[str, Tensor], parameter: Tensor, group: dict[str, Any]) -> None:
+def _update(state: dict[str, Tensor], parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
     """Adam in the eigenbases, then the covariances, and now and then the bases."""
     beta1, beta2 = group["betas"]
-    gradient = parameter.grad
     state["step"] += 1
     step = int(state["step"])
     g = _rotate(state, gradient)

@@ -9,16 +9,16 @@ from __future__ import annotations
 import math
 import statistics
 import time
+from collections.abc import Generator
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from dpsim.config import dump_yaml
 from dpsim.data.frame import Batch
-from dpsim.errors import TrainingError
 from dpsim.models.checkpoint import save_model
 from dpsim.models.container import atomic_write
 from dpsim.models.energy_model import EnergyModel
@@ -103,11 +103,9 @@ class Trainer:
         """Train to the last step, a signal, or the time limit."""
         progress, steps = self.progress, self.config.steps
         with ExitStack() as stack:
-            self.lcurve = stack.enter_context(
-                LearningCurve(self.directory, progress.step, self.config.tensorboard)
-            )
+            self.lcurve = stack.enter_context(LearningCurve(self.directory, progress.step, self.config.tensorboard))
             stop = stack.enter_context(StopFlag(self.config.time_limit))
-            batches = stack.enter_context(closing(self.sampler.prefetch(progress.step)))
+            batches = stack.enter_context(closing(cast("Generator[Batch]", self.sampler.prefetch(progress.step))))
             if progress.step == 0:
                 self._save()
             self.reporter.start(progress.step, steps)
@@ -145,10 +143,10 @@ class Trainer:
     def _gradient_norm(self) -> float:
         """Norm of the gradient over all parameters; clips it if so configured."""
         gradients = [p.grad for p in self.parameters if p.grad is not None]
-        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))  # type: ignore[arg-type]
+        norm = float(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
         clip = self.config.optimizer.gradient_clip
         if clip is not None and norm > clip:
-            torch._foreach_mul_(gradients, clip / norm)  # type: ignore[arg-type]
+            torch._foreach_mul_(gradients, clip / norm)
         return norm
 
     def _trouble(self, value: float, norm: float) -> str:
@@ -219,9 +217,7 @@ class Trainer:
         """Checkpoint and model-last.dpsim."""
         self.lcurve.sync()
         self.progress.elapsed_s = self._elapsed()
-        self.checkpoints.save(
-            self.config.model_dump(mode="json"), self.model, self.optimizer, self.ema, self.progress
-        )
+        self.checkpoints.save(self.config.model_dump(mode="json"), self.model, self.optimizer, self.ema, self.progress)
         weights = self.ema.weights if self.ema is not None else None
         save_model(self.directory / "model-last.dpsim", self.model, self._provenance(), weights)
 
@@ -248,8 +244,9 @@ class Trainer:
         step, steps = self.progress.step, self.config.steps
         finished = step >= steps
         self.reporter.say(
-            f"finished: {steps} steps" if finished else f"stopped at step {step} of {steps} ({reason}); "
-            "continue with --resume"
+            f"finished: {steps} steps"
+            if finished
+            else f"stopped at step {step} of {steps} ({reason}); continue with --resume"
         )
         return TrainResult(
             step=step,
@@ -271,6 +268,3 @@ def _opening(data: Data, model: EnergyModel, min_distance: float) -> str:
         f"model: {model.config.descriptor.type}, elements {', '.join(model.type_map)}, cutoff {model.rcut:g} A, "
         f"sel {sel}, {n:,} parameters, {model.config.precision}"
     )
-
-
-__all__ = ["TrainResult", "Trainer", "TrainingError", "train"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ def write_system(folder: Path, n_frames: int, seed: int, virial: bool = True) ->
     for name, value in arrays.items():
         np.save(folder / "set.000" / f"{name}.npy", np.array(value, dtype=np.float64))
     return folder
+
+
+@pytest.fixture(scope="session")
+def make_system() -> Callable[..., Path]:
+    """`write_system`, for tests that need other data than `lj_data`."""
+    return write_system
 
 
 @pytest.fixture(scope="session")

@@ -64,7 +64,7 @@ def test_yaml_of_version_1_2() -> None:
         ("\ntemperature: -3 K", ["line 2: `temperature` is '-3 K'; expected greater than 0"]),
         ("width: six", ["line 1: `width` is 'six'; expected a valid integer"]),
         ("width: 1.5\nscale: .nan", ["line 1: `width` is 1.5", "line 2: `scale` is nan; expected a finite number"]),
-        ("thermostat:\n  type: bussi\n  damping: 1 fs", ["line 3: `thermostat.damping` is unknown; expected one of period, type"]),
+        ("thermostat:\n  type: bussi\n  damping: 1 fs", ["line 3: `thermostat.damping` is unknown", "period, type"]),
         ("thermostat:\n  type: bussy", ["line 1: `thermostat`", "'bussi'"]),
         ("ramp: [1 K, 2]", ["`ramp.1`: 2 has no unit"]),
         ("width: 1\nwidth: 2", ["x.yaml line 2: not valid YAML: `width` is given twice"]),

@@ -33,7 +33,9 @@ def predict(batch: Batch, seed: int = 9) -> Prediction:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=g, dtype=torch.float64).requires_grad_()
 
-    return Prediction(normal(batch.n_frames), normal(batch.n_atoms), normal(batch.n_atoms, 3), normal(batch.n_frames, 3, 3))
+    return Prediction(
+        normal(batch.n_frames), normal(batch.n_atoms), normal(batch.n_atoms, 3), normal(batch.n_frames, 3, 3)
+    )
 
 
 def naive(prediction: Prediction, frames: list[Frame], kind: str, delta: float) -> list[float]:

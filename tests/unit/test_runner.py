@@ -194,4 +194,6 @@ def test_rdf_against_a_reference(tmp_path: Path) -> None:
         assert outcome.results is not None
         results = {r["name"]: r for r in json.loads(outcome.results.read_text())["results"]}
         assert results["nve.rdf.Ar-Ar.r_factor"]["verdict"] == verdict
-        assert results["nve.rdf.Ar-Ar.peak_position_difference"]["verdict"] == verdict
+        position = results["nve.rdf.Ar-Ar.peak_position_difference"]
+        # so short a run may show no peak beyond its noise: then it is not judged
+        assert position["verdict"] == (verdict if position["value"] is not None else "INFO")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +42,18 @@ def run(settings: dict[str, Any], folder: Path, resume: bool = False, **changes:
 
 def assert_same_run(a: Path, b: Path) -> None:
     """Every weight, moment, average and logged number of two finished runs is the same to the last bit."""
-    (head_a, tensors_a), (head_b, tensors_b) = (container.read(p / "checkpoint/last.ckpt", "checkpoint") for p in (a, b))
+    (head_a, tensors_a), (head_b, tensors_b) = (
+        container.read(p / "checkpoint/last.ckpt", "checkpoint") for p in (a, b)
+    )
     assert tensors_a.keys() == tensors_b.keys()
     for name, tensor in tensors_a.items():
         assert torch.equal(tensor, tensors_b[name]), name
     for head in (head_a, head_b):
         head["progress"].pop("elapsed_s")
     assert head_a["progress"] == head_b["progress"]
-    rows_a, rows_b = ([{k: v for k, v in r.items() if k not in CLOCK} for r in read_lcurve(p / "lcurve.csv")] for p in (a, b))
+    rows_a, rows_b = (
+        [{k: v for k, v in r.items() if k not in CLOCK} for r in read_lcurve(p / "lcurve.csv")] for p in (a, b)
+    )
     assert rows_a == rows_b
     for name in ("model-last.dpsim", "model-best.dpsim"):
         assert (a / name).read_bytes() == (b / name).read_bytes(), name
@@ -94,6 +99,7 @@ def test_one_seed_one_result(train_settings: dict[str, Any], tmp_path: Path) -> 
 
 VARIANTS: dict[str, dict[str, Any]] = {
     "adam": {},
+    "soap": {"optimizer": {"type": "soap"}},
     "adamw, ema, huber, clip, warm-up": {
         "optimizer": {"type": "adamw", "weight_decay": 0.01, "gradient_clip": 1.0},
         "ema": {"decay": 0.9},
@@ -250,16 +256,15 @@ def test_resuming_with_another_configuration_is_refused(train_settings: dict[str
     run(train_settings, tmp_path / "run", resume=True, steps=5, log_every=1)
 
 
-def test_bad_labels_stop_training_and_are_named(lj_data: Path, train_settings: dict[str, Any], tmp_path: Path) -> None:
-    from conftest import write_system
-
-    bad = write_system(tmp_path / "data", 10, seed=1)
+def test_bad_labels_stop_training_and_are_named(
+    make_system: Callable[..., Path], train_settings: dict[str, Any], tmp_path: Path
+) -> None:
+    bad = make_system(tmp_path / "data", 10, seed=1)
     energy = np.load(bad / "set.000/energy.npy")
     energy[7] += 3000.0
     np.save(bad / "set.000/energy.npy", energy)
     data = {"train": [str(bad)], "batch_size": 1}
     with pytest.raises(TrainingError) as caught:
-        # energies shifted by the fit of the bias would hide the frame among the others: forces first
         run(train_settings, tmp_path / "run", data=data, steps=500, loss={"energy": {"start": 1, "limit": 1}},
             explosion_factor=5, schedule={"start_lr": 0.02, "stop_lr": 0.01})  # fmt: skip
     message = str(caught.value)
@@ -302,7 +307,11 @@ def test_nan_stops_before_it_reaches_the_weights(
 
 def test_the_same_data_twice_is_refused(train_settings: dict[str, Any], lj_data: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="in both"):
-        run(train_settings, tmp_path / "run", data={"train": [str(lj_data)], "validation": [str(lj_data / "validation")]})
+        run(
+            train_settings,
+            tmp_path / "run",
+            data={"train": [str(lj_data)], "validation": [str(lj_data / "validation")]},
+        )
 
 
 def test_weights_of_data_are_shares_of_the_draws(train_settings: dict[str, Any], lj_data: Path, tmp_path: Path) -> None:
@@ -340,7 +349,9 @@ def test_without_validation_data(train_settings: dict[str, Any], lj_data: Path, 
     assert result.best_model is None and result.model.is_file()
 
 
-def test_plain_progress_lines(train_settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plain_progress_lines(
+    train_settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     train(config_of(train_settings), tmp_path / "run", reporter=PlainReporter())
     text = capsys.readouterr().out
     assert "20 training frames in 2 systems, 5 for validation" in text

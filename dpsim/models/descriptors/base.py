@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dpsim.kernels.environment import environment
 from dpsim.kernels.radial import DenseLayer, radial_contract, radial_contract_reference
 from dpsim.models.config import DescriptorConfig
 from dpsim.models.graph import Graph
@@ -40,6 +41,14 @@ class Descriptor(nn.Module):
 
     def forward(self, graph: Graph) -> Tensor:
         raise NotImplementedError
+
+    def environment(self, graph: Graph) -> tuple[Tensor, Tensor]:
+        """Standardised environment rows R~ = (R - davg[t_i]) / dstd[t_i], (n_edges, 4), and the switch w, (n_edges,)."""
+        env, switch = environment(
+            graph.edge_vec, self.rcut, self.rcut_smth, self.protection, second_order=self.second_order
+        )
+        center_type = graph.types[graph.center]
+        return (env - self.davg[center_type]) / self.dstd[center_type], switch
 
     def radial_contract(self, env: Tensor, s: Tensor, offsets: Tensor, layers: Sequence[DenseLayer]) -> Tensor:
         """A_i = sum_j env_ij (x) G(s_ij), (n_centers, c, M): see `dpsim.kernels.radial`."""

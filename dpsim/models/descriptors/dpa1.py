@@ -21,7 +21,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dpsim.kernels.environment import environment
 from dpsim.kernels.radial import DenseLayer, attach, embedding, embedding_reference
 from dpsim.models.config import Dpa1Config
 from dpsim.models.deepmd_conventions import empty_slots, fading_directions, truncate_neighbors
@@ -104,9 +103,7 @@ class Dpa1(Descriptor):
         if self.deepmd:
             graph = truncate_neighbors(graph, self.sel)
         graph, segments = graph.sorted_by_pair()
-        env, switch = environment(graph.edge_vec, self.rcut, self.rcut_smth, self.protection)
-        center_type = graph.types[graph.center]
-        env = (env - self.davg[center_type]) / self.dstd[center_type]
+        env, switch = self.environment(graph)
         direction = self.directions(graph) if self.attention else env
         n_empty = empty_slots(graph, self.sel)[:, 0] if self.deepmd else None
         types = self.type_embedding(self.type_input)

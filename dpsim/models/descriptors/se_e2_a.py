@@ -15,7 +15,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from dpsim.kernels.environment import environment
 from dpsim.models.config import SeE2aConfig
 from dpsim.models.deepmd_conventions import empty_slots, truncate_neighbors
 from dpsim.models.descriptors.base import Descriptor
@@ -48,9 +47,7 @@ class SeE2a(Descriptor):
         if self.deepmd:
             graph = truncate_neighbors(graph, self.sel)
         graph, segments = graph.sorted_by_pair()
-        env, _ = environment(graph.edge_vec, self.rcut, self.rcut_smth, self.protection)
-        center_type = graph.types[graph.center]
-        env = (env - self.davg[center_type]) / self.dstd[center_type]
+        env, _ = self.environment(graph)
         if self.exclude_types:
             env = env.masked_fill(graph.pair_mask(self.exclude_types)[:, None], 0.0)
         n_empty = empty_slots(graph, self.sel) if self.deepmd else None
