@@ -12,6 +12,7 @@ Defaults are written in these units: `timestep: Time = 0.5` is 0.5 fs. Written o
 from __future__ import annotations
 
 import inspect
+import os
 import re
 import typing
 from collections.abc import Iterator, Mapping
@@ -111,12 +112,12 @@ EnergyDrift = Annotated[float, Quantity("meV/atom/ps", "0.1 meV/atom/ps")]
 
 
 def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
-    folder = (info.context or {}).get("folder")
-    return path if folder is None else folder / path.expanduser()
+    folder = (info.context or {}).get("folder") or Path()
+    return Path(os.path.abspath(folder / path.expanduser()))
 
 
 FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
-"""A path; a relative one in a YAML file counts from the folder of that file."""
+"""A path, made absolute; a relative one in a YAML file counts from the folder of that file."""
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -38,10 +38,11 @@ class Data:
         return sum(len(s) for s in self.validation)
 
     def provenance(self) -> dict[str, list[dict[str, object]]]:
-        """Name, path, frames and SHA-256 of every system, for the model file."""
+        """Name (the end of its path), frames and SHA-256 of every system, for the model file."""
 
         def describe(system: System) -> dict[str, object]:
-            return {"name": system.name, "path": str(system.path), "frames": len(system), "sha256": system.digest()}
+            name = "/".join(system.path.parts[-3:])
+            return {"name": name, "frames": len(system), "sha256": system.digest()}
 
         return {"train": [describe(s) for s in self.train], "validation": [describe(s) for s in self.validation]}
 

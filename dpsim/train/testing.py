@@ -64,10 +64,13 @@ def table(results: Sequence[SetErrors]) -> Table:
     for q in shown:
         for heading in (f"{_HEADINGS[q]}\nMAE", "\nRMSE", "\nσ"):
             out.add_column(heading, justify="right")
-    for result in [*results, total(results)] if len(results) > 1 else results:
-        if result.name == "all":
+    rows = list(zip(_short_names(results), results, strict=True))
+    if len(results) > 1:
+        rows.append(("all", total(results)))
+    for name, result in rows:
+        if name == "all":
             out.add_section()
-        cells = [result.name, str(result.n_frames)]
+        cells = [name, str(result.n_frames)]
         for q in shown:
             metrics = result.pairs[q].metrics()
             cells += [_cell(metrics.get(k)) for k in ("mae", "rmse", "label_std")]
@@ -92,6 +95,17 @@ def write_parity(path: str | Path, results: Sequence[SetErrors]) -> Path | None:
             title = f"energy − mean ({unit})" if name == "energy" else f"{name} ({unit})"
             panels[title] = (label - zero, predicted - zero)
     return plot_parity(path, panels) if panels else None
+
+
+def _short_names(results: Sequence[SetErrors]) -> list[str]:
+    """The names of the sets without what all of them begin with."""
+    paths = [Path(r.name) for r in results]
+    if len({p.parts for p in paths}) < len(paths) or len(paths) == 1:
+        return ["/".join(p.parts[-2:]) for p in paths]
+    common = 0
+    while len({p.parts[common] if common < len(p.parts) - 1 else object() for p in paths}) == 1:
+        common += 1
+    return ["/".join(p.parts[common:]) for p in paths]
 
 
 def _cell(value: float | None) -> str:

@@ -18,11 +18,10 @@ from ase.calculators.emt import EMT
 sys.path.insert(0, str(Path(__file__).parent))
 
 from conformance import STAGES, EngineConformance
-from pair_calculators import PairCalculator, argon
-
 from dpsim.engines.ase_engine import AseEngine, atoms_from_state, state_from_atoms
 from dpsim.engines.base import RunControl, StageSettings, State, generator
 from dpsim.engines.output import RESTART, THERMO, TRAJECTORY, load_checkpoint, read_thermo
+from pair_calculators import PairCalculator, argon
 
 
 class FailingCalculator(PairCalculator):

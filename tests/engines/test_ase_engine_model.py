@@ -12,7 +12,6 @@ import pytest
 sys.path.insert(0, str(Path(__file__).parent))
 
 from conformance import Killed
-
 from dpsim.calculators.ase_calculator import DPCalculator
 from dpsim.engines.ase_engine import AseEngine, state_from_atoms
 from dpsim.engines.base import RunControl, StageSettings

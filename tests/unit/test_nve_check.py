@@ -13,14 +13,13 @@ from ase.io import write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 
-from pair_calculators import PairCalculator, RoundedCalculator, SwirlCalculator, argon
-
 from dpsim.analysis.dynamics import energy_drift
 from dpsim.config import validate
 from dpsim.engines.ase_engine import atoms_from_state, state_from_atoms
 from dpsim.protocols.nve import judge_drift, path_power
 from dpsim.protocols.runner import run_protocol
 from dpsim.protocols.schema import Protocol
+from pair_calculators import PairCalculator, RoundedCalculator, SwirlCalculator, argon
 
 
 def check(tmp_path: Path, calculator_for: Any, **options: Any) -> dict[str, dict[str, Any]]:

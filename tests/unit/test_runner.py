@@ -16,14 +16,13 @@ from ase.io import write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 
-from pair_calculators import PairCalculator, argon
-
 from dpsim.config import validate
 from dpsim.engines.output import RESTART, THERMO, load_checkpoint, read_thermo
 from dpsim.errors import ConfigError, DataError, DpsimError, ElementError
 from dpsim.protocols.runner import RunOutcome, check_protocol, run_protocol
 from dpsim.protocols.schema import Protocol, load_protocol
 from dpsim.trajectory import open_universe
+from pair_calculators import PairCalculator, argon
 
 NVT = {"type": "nvt", "temperature": "60 K", "timestep": "5 fs", "steps": 40, "trajectory_every": "10 fs"}
 NVE = {"type": "nve", "timestep": "5 fs", "steps": 200, "trajectory_every": "10 fs"}

@@ -67,7 +67,9 @@ def test_it_learns(train_settings: dict[str, Any], tmp_path: Path) -> None:
     assert rows[-1]["validation_force_rmse_meV_per_A"] < 0.3 * rows[0]["force_rmse_meV_per_A"]
     model = load_model(result.best_model)
     assert model.metadata["provenance"]["training"]["seed"] == 5
-    assert len(model.metadata["provenance"]["data"]["train"]) == 2
+    systems = model.metadata["provenance"]["data"]["train"]
+    assert [s["frames"] for s in systems] == [12, 8] and systems[0]["name"].endswith("/train/a")
+    assert not any(str(tmp_path.parents[1]) in str(v) for s in systems for v in s.values())
     assert [r["step"] for r in rows] == sorted({r["step"] for r in rows})
 
 
