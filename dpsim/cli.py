@@ -208,7 +208,9 @@ def _as_table(header: dict[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("key", "value", show_header=False)
+    table = Table(show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
 
     def add(prefix: str, value: Any) -> None:
         if isinstance(value, dict):

@@ -18,7 +18,7 @@ constexpr int64_t kParallelEdges = 1 << 16;  // below this an OpenMP region cost
 // body(first, count) for blocks of at most kBlock edges covering [0, n).
 constexpr int kBlock = 64;
 template <typename Body>
-inline void for_edge_blocks(int64_t n, int threads, Body body) {
+inline void for_edge_blocks(int64_t n, [[maybe_unused]] int threads, Body body) {
   const int64_t blocks = (n + kBlock - 1) / kBlock;
 #ifdef _OPENMP
 #pragma omp parallel for num_threads(threads) schedule(static) if (threads > 1 && n >= kParallelEdges)

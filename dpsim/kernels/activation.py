@@ -25,7 +25,7 @@ def _silu_slope(x: Tensor) -> Tensor:
 
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The activation function called `name`; gelu is the tanh form, as in the paper."""
-    return {
+    functions: dict[str, Callable[[Tensor], Tensor]] = {
         "tanh": torch.tanh,
         "gelu": _gelu,
         "gelu_tf": _gelu,
@@ -36,12 +36,13 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
         "silu": nn.functional.silu,
         "linear": lambda x: x,
         "none": lambda x: x,
-    }[name]
+    }
+    return functions[name]
 
 
 def slope(name: str) -> Callable[[Tensor], Tensor]:
     """The derivative of `activation(name)`, differentiable itself."""
-    return {
+    slopes: dict[str, Callable[[Tensor], Tensor]] = {
         "tanh": lambda x: 1 - torch.tanh(x) ** 2,
         "gelu": _gelu_slope,
         "gelu_tf": _gelu_slope,
@@ -52,4 +53,5 @@ def slope(name: str) -> Callable[[Tensor], Tensor]:
         "silu": _silu_slope,
         "linear": torch.ones_like,
         "none": torch.ones_like,
-    }[name]
+    }
+    return slopes[name]

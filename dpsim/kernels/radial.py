@@ -70,7 +70,9 @@ def radial_contract_reference(env: Tensor, s: Tensor, offsets: Tensor, layers: S
     count = offsets.diff()
     width = int(count.max()) if len(count) else 0
     k = torch.arange(width, device=s.device)
-    slots = torch.where(k < count[:, None], offsets[:-1, None] + k, len(s))  # rows of equal length, for a batched product
+    slots = torch.where(
+        k < count[:, None], offsets[:-1, None] + k, len(s)
+    )  # rows of equal length, for a batched product
     env, g = (torch.cat([x, x.new_zeros(1, x.shape[1])])[slots] for x in (env, g))
     return env.transpose(1, 2) @ g
 
@@ -167,9 +169,7 @@ class _RadialBackward(torch.autograd.Function):
     from this pass with the forward's context: their gradient is summed in one sweep over the net, in pass 2."""
 
     @staticmethod
-    def forward(
-        ctx: Any, env: Tensor, s: Tensor, offsets: Tensor, a_bar: Tensor, outer: Any
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, env: Tensor, s: Tensor, offsets: Tensor, a_bar: Tensor, outer: Any) -> tuple[Tensor, Tensor]:
         a_bar = a_bar.contiguous()
         net = _Net(outer.residuals, outer.params)
         env_bar, s_bar = torch.empty_like(env), torch.empty_like(s)

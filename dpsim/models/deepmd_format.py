@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -17,6 +17,8 @@ from torch import Tensor
 
 from dpsim.errors import ModelFileError, UnsupportedModelError
 from dpsim.models.config import Dpa1Config, FittingConfig, ModelConfig, SeE2aConfig
+from dpsim.models.descriptors.dpa1 import Dpa1, GatedAttention
+from dpsim.models.descriptors.se_e2_a import SeE2a
 from dpsim.models.energy_model import EnergyModel
 
 Tree = dict[str, Any]
@@ -121,6 +123,7 @@ def build_model(tree: Tree) -> EnergyModel:
     kind = descriptor["type"]
     if descriptor.get("spin") or fitting.get("spin"):
         _refuse("a spin model")
+    descriptor_config: SeE2aConfig | Dpa1Config
     if kind == "se_e2_a":
         descriptor_config = _se_e2_a_config(descriptor)
     elif kind in ("dpa1", "se_atten", "se_atten_v2"):
@@ -211,32 +214,36 @@ def _fill_descriptor(model: EnergyModel, d: Tree) -> None:
         _refuse("a descriptor with davg or dstd that differ between the slots of one type")
     target.davg.copy_(torch.from_numpy(davg[:, 0]))
     target.dstd.copy_(torch.from_numpy(dstd[:, 0]))
-    nets = d["embeddings"]["networks"]
-    if d["type"] == "se_e2_a":
+    if isinstance(target, SeE2a):
         n = len(model.type_map)
-        for index, source in enumerate(nets):  # two-sided: index = centre + n * neighbour
-            net = target.nets[index] if target.one_side else target.net(index % n, index // n)
-            _fill_net(net, source)
-        return
-    if target.attention and (davg[:, :, 1:].any() or np.ptp(dstd[:, :, 1:], axis=2).any()):
-        _refuse("an attention descriptor standardised differently along x, y and z")
-    _fill_net(target.net, nets[0])
+        for index, source in enumerate(d["embeddings"]["networks"]):  # two-sided: index = centre + n * neighbour
+            _fill_net(target.net(index % n, index if target.one_side else index // n), source)
+    elif isinstance(target, Dpa1):
+        if target.attention and (davg[:, :, 1:].any() or np.ptp(dstd[:, :, 1:], axis=2).any()):
+            _refuse("an attention descriptor standardised differently along x, y and z")
+        _fill_dpa1(target, d)
+
+
+def _fill_dpa1(target: Dpa1, d: Tree) -> None:
+    _fill_net(target.net, d["embeddings"]["networks"][0])
     if target.strip_net is not None:
         _fill_net(target.strip_net, d["embeddings_strip"]["networks"][0])
     _fill_net(target.type_embedding, d["type_embedding"]["embedding"])
-    for layer, source in zip(target.attention, d["attention_layers"]["attention_layers"], strict=True):
-        _fill_layer(layer.in_proj, source["attention_layer"]["in_proj"])
-        _fill_layer(layer.out_proj, source["attention_layer"]["out_proj"])
-        layer.norm.weight.copy_(_tensor(source["attn_layer_norm"]["@variables"]["w"]))
-        layer.norm.bias.copy_(_tensor(source["attn_layer_norm"]["@variables"]["b"]))
+    sources = d["attention_layers"]["attention_layers"] if target.attention else []
+    for layer, source in zip(target.attention, sources, strict=True):
+        attention = cast(GatedAttention, layer)
+        _fill_layer(attention.in_proj, source["attention_layer"]["in_proj"])
+        _fill_layer(attention.out_proj, source["attention_layer"]["out_proj"])
+        attention.norm.weight.copy_(_tensor(source["attn_layer_norm"]["@variables"]["w"]))
+        attention.norm.bias.copy_(_tensor(source["attn_layer_norm"]["@variables"]["b"]))
 
 
 def _tensor(x: Any) -> Tensor:
     return torch.from_numpy(np.asarray(x, dtype=np.float64))
 
 
-def _fill_net(net: torch.nn.Sequential, source: Tree) -> None:
-    for layer, s in zip(net, source["layers"], strict=True):
+def _fill_net(net: torch.nn.Module, source: Tree) -> None:
+    for layer, s in zip(net.children(), source["layers"], strict=True):
         _fill_layer(layer, s)
 
 
@@ -249,5 +256,7 @@ def _fill_layer(layer: torch.nn.Module, source: Tree) -> None:
         if ours is not None:
             value = _tensor(theirs)
             if value.shape != ours.shape:
-                raise ModelFileError(f"`{key}` of a layer is of shape {tuple(value.shape)}; expected {tuple(ours.shape)}.")
+                raise ModelFileError(
+                    f"`{key}` of a layer is of shape {tuple(value.shape)}; expected {tuple(ours.shape)}."
+                )
             ours.copy_(value)

@@ -1,7 +1,8 @@
 """`Graph`: the edges of a batch as a descriptor wants them, and the neighbour slots built from them.
 
 Atoms are sorted by type, so that the atoms of one type are one block of rows: nets that belong to a type act on
-contiguous rows. Edges are never cut: where rows of equal length are needed, they are as wide as the largest neighbour count.
+contiguous rows. Edges are never cut: where rows of equal length are needed, they are as wide as the largest
+neighbour count.
 """
 
 from __future__ import annotations

@@ -5,11 +5,14 @@ Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 48-49 and the act
 """
 
 import math
+
 import torch
 from torch import Tensor, nn
 
 from dpsim.kernels.activation import activation
 from dpsim.kernels.radial import DenseLayer
+from dpsim.kernels.rows import scaled_rows
+
 
 class Layer(nn.Module):
     """y = act(x W + b) * idt, plus a residual where `resnet` is on and the widths allow it."""
@@ -82,3 +85,6 @@ class MLP(nn.Sequential):
 
 class LayerNorm(nn.LayerNorm):
     """(x - mean) / sqrt(var + eps) * w + b over the last axis, with the biased variance."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addcmul(self.bias, scaled_rows(x, 1.0, True, self.eps), self.weight)

@@ -105,9 +105,7 @@ def test_embedding_alone() -> None:
     s = problem(4, torch.float64)[1]
     got, exact = radial.embedding(s, mlp.tensors()), radial.embedding_reference(s, mlp.tensors())
     u, v = torch.randn_like(exact[0]), torch.randn_like(exact[0])
-    grads = [
-        torch.autograd.grad((g * u).sum() + (dg * v).sum(), list(mlp.parameters())) for g, dg in (got, exact)
-    ]
+    grads = [torch.autograd.grad((g * u).sum() + (dg * v).sum(), list(mlp.parameters())) for g, dg in (got, exact)]
     assert max(error([x.detach() for x in got], [x.detach() for x in exact])) < 1e-13
     assert max(error(list(grads[0]), list(grads[1]))) < 1e-12
 

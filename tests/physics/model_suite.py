@@ -45,7 +45,9 @@ def frame(n: int = 9, seed: int = 0, pbc: bool | tuple[bool, bool, bool] = True,
         if not near or min(near) > 0.8:
             points.append(p)
     periodic = np.broadcast_to(np.asarray(pbc), 3).copy()
-    return Frame(np.array(points), rng.integers(0, 3, n), TYPE_MAP, cell if periodic.any() else np.zeros((3, 3)), periodic)
+    return Frame(
+        np.array(points), rng.integers(0, 3, n), TYPE_MAP, cell if periodic.any() else np.zeros((3, 3)), periodic
+    )
 
 
 def predict(model: EnergyModel, *frames: Frame, **options: bool) -> Prediction:

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
-from systems_for_tests import SHARED_DATA, random_arrays, write_hdf5, write_npy
 
 from dpsim.data.extxyz import ExtxyzSystem, LabelKeys
 from dpsim.data.readers import open_dataset, open_system
 from dpsim.errors import DataError
+from systems_for_tests import SHARED_DATA, random_arrays, write_hdf5, write_npy
 
 
 def assert_frames_equal(a, b, tolerance=0.0):

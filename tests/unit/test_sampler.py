@@ -6,12 +6,12 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from systems_for_tests import random_arrays, write_npy
 
 from dpsim.data.frame import Batch
 from dpsim.data.readers import open_system
 from dpsim.data.sampler import BatchSampler, batch_sizes, system_probabilities
 from dpsim.errors import ConfigError, DataError, ElementError
+from systems_for_tests import random_arrays, write_npy
 
 TYPE_MAP = ("H", "O")
 

@@ -2,12 +2,12 @@
 
 import numpy as np
 import pytest
-from systems_for_tests import SHARED_DATA, random_arrays, write_npy
 
 from dpsim.data.readers import open_dataset, open_system
 from dpsim.data.statistics import EnergyBias, Statistics, auto_sel, auto_sel_total, compute_statistics, sample_frames
 from dpsim.errors import DataError
 from dpsim.neighbors import neighbor_list_reference
+from systems_for_tests import SHARED_DATA, random_arrays, write_npy
 
 
 def stats_with(max_neighbors, total=0):

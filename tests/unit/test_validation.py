@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from systems_for_tests import SHARED_DATA, random_arrays, write_npy
 
 from dpsim.data.frame import Frame
 from dpsim.data.readers import open_dataset, open_system
 from dpsim.data.validation import validate_frame, validate_systems
 from dpsim.errors import DataError, ElementError
+from systems_for_tests import SHARED_DATA, random_arrays, write_npy
 
 GOOD = Frame(
     positions=np.array([[0.0, 0, 0], [1.0, 0, 0], [0, 1.0, 0]]),

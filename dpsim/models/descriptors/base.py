@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dpsim.kernels.environment import environment
 from dpsim.kernels.radial import DenseLayer, radial_contract, radial_contract_reference
-from dpsim.models.config import DescriptorConfig
+from dpsim.models.config import Dpa1Config, SeE2aConfig
 from dpsim.models.graph import Graph
 
 
@@ -25,7 +25,7 @@ class Descriptor(nn.Module):
     davg: Tensor
     dstd: Tensor
 
-    def __init__(self, config: DescriptorConfig, n_types: int, deepmd: bool, dtype: torch.dtype):
+    def __init__(self, config: SeE2aConfig | Dpa1Config, n_types: int, deepmd: bool, dtype: torch.dtype):
         super().__init__()
         self.rcut, self.rcut_smth, self.protection = config.rcut, config.rcut_smth, config.env_protection
         self.n_types, self.neuron, self.axis_neuron = n_types, config.neuron[-1], config.axis_neuron
@@ -33,7 +33,7 @@ class Descriptor(nn.Module):
         if sel == "auto":
             raise ValueError("`sel` is 'auto'; expected numbers. Resolve it from the data first (config.resolve_sel).")
         self.sel: list[int] = list(sel) if isinstance(sel, list) else [sel]
-        self.exclude_types = [tuple(pair) for pair in config.exclude_types]
+        self.exclude_types = config.exclude_types
         self.deepmd = deepmd
         self.second_order = False  # True: plain autograd everywhere, so that Hessians are right
         self.register_buffer("davg", torch.zeros(n_types, 4, dtype=dtype))
@@ -43,7 +43,7 @@ class Descriptor(nn.Module):
         raise NotImplementedError
 
     def environment(self, graph: Graph) -> tuple[Tensor, Tensor]:
-        """Standardised environment rows R~ = (R - davg[t_i]) / dstd[t_i], (n_edges, 4), and the switch w, (n_edges,)."""
+        """Standardised environment rows R~ = (R - davg[t_i]) / dstd[t_i], (n_edges, 4), and the switch w."""
         env, switch = environment(
             graph.edge_vec, self.rcut, self.rcut_smth, self.protection, second_order=self.second_order
         )

@@ -18,10 +18,13 @@ order of LayerNorm and residual, normalised values and the strip gate as in DeeP
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from dpsim.kernels.radial import DenseLayer, attach, embedding, embedding_reference
+from dpsim.kernels.rows import scaled_rows
 from dpsim.models.config import Dpa1Config
 from dpsim.models.deepmd_conventions import empty_slots, fading_directions, truncate_neighbors
 from dpsim.models.descriptors.base import Descriptor
@@ -47,25 +50,41 @@ class GatedAttention(nn.Module):
     def forward(self, g: Tensor, switch: Tensor, direction: Tensor, full: Tensor) -> Tensor:
         """G (n, p, M), w (n, p), unit vectors (n, p, 3), which slots are full (n, p) -> new G."""
         q, k, v = self.in_proj(g).chunk(3, -1)
-        if self.normalize:
-            q, k, v = (nn.functional.normalize(x, dim=-1) for x in (q, k, v))
-        logits = (q * self.scale) @ k.transpose(1, 2)
+        w = switch[..., None] if self.smooth else 1.0
+        q, k, v = self.rows(q, w * self.scale), self.rows(k, w), self.rows(v, 1.0)
         if self.smooth:
-            w = switch[:, :, None] * switch[:, None, :]
-            logits = (logits + SHIFT) * w - SHIFT
-            # Slots of the table that are empty hold -20 already; the rest of the `sel` slots are added here.
-            rest = (self.sel - logits.shape[-1]) * torch.exp(-SHIFT - torch.logsumexp(logits, -1, keepdim=True))
-            weights = torch.softmax(logits, -1) * (w / (1 + rest))
+            weights, factor = self.smooth_softmax(q, k, switch)
         else:
-            logits = logits.masked_fill(~full[:, None, :], -1e30)
-            weights = torch.softmax(logits, -1)
-        if self.dotr:
-            weights = weights * (direction @ direction.transpose(1, 2))
+            weights = torch.softmax((q @ k.transpose(1, 2)).masked_fill(~full[:, None, :], -1e30), -1)
+            factor = torch.ones_like(switch)
+        if self.smooth or self.dotr:  # w_j w_k and the gate r^_j.r^_k are one product of scaled directions
+            right = w * direction if self.dotr else switch[..., None]
+            weights = weights * ((factor[..., None] * right) @ right.transpose(1, 2))
         return self.norm(g + self.out_proj(weights @ v))
+
+    def rows(self, x: Tensor, factor: Tensor | float) -> Tensor:
+        """factor x / |x| for each row, or factor x where rows are not normalised."""
+        if not self.normalize:
+            return x * factor
+        return scaled_rows(x, factor * x.shape[-1] ** -0.5, False, 1e-30)
+
+    def smooth_softmax(self, q: Tensor, k: Tensor, switch: Tensor) -> tuple[Tensor, Tensor]:
+        """softmax_k(w_j w_k (c q_j.k_k + 20) - 20) over `sel` slots, as weights (n, p, p) times a factor (n, p).
+
+        q and k come with c w_j and w_k in them, and the -20 drops out. Empty slots of the table have w = 0, so logit
+        0, as empty slots must. Of the other m = sel - p empty slots, each adds exp(0) to the sum Z, so Z / (Z + m) is
+        the factor. 1/Z is read off the diagonal: weight_jj = exp(logit_jj) / Z. (Where there are more neighbours than
+        slots, m < 0, the energy stays smooth in the same way.)
+        """
+        w = switch[..., None]
+        logits = torch.baddbmm(SHIFT * (w @ w.transpose(1, 2)), q, k.transpose(1, 2))
+        weights = torch.softmax(logits, -1)
+        one_over_z = weights.diagonal(dim1=1, dim2=2) * torch.exp(-logits.diagonal(dim1=1, dim2=2))
+        return weights, 1 / (1 + (self.sel - q.shape[1]) * one_over_z)
 
     def of_empty_slot(self, g: Tensor) -> Tensor:
         """The same for an empty slot of DeePMD-kit, which attends to nothing."""
-        return self.norm(g + self.out_proj.bias)
+        return self.norm(g if self.out_proj.bias is None else g + self.out_proj.bias)
 
 
 class Dpa1(Descriptor):
@@ -142,9 +161,7 @@ class Dpa1(Descriptor):
                 a = a + self.radial_contract(rows, s, offsets, layers) * (1 + gate)
         return a
 
-    def attend(
-        self, segments: list[Segment], env: Tensor, switch: Tensor, direction: Tensor, types: Tensor
-    ) -> Tensor:
+    def attend(self, segments: list[Segment], env: Tensor, switch: Tensor, direction: Tensor, types: Tensor) -> Tensor:
         """sum_j R~_ij (x) G_ij with attention among all neighbours of i, whatever their types."""
         parts = []
         for ti, tj, edges, _ in segments:
@@ -173,7 +190,12 @@ class Dpa1(Descriptor):
             n = len(first.weight)
             eye = torch.eye(1, n, dtype=t.dtype, device=t.device)
             return [DenseLayer(eye, torch.cat([t.new_zeros(1), t]), None, 0, "linear"), first, *others]
-        return [first._replace(weight=first.weight[:1], bias=first.bias + t @ first.weight[1:]), *others]
+        return [
+            first._replace(
+                weight=first.weight[:1], bias=t @ first.weight[1:] + (0 if first.bias is None else first.bias)
+            ),
+            *others,
+        ]
 
     def gate(self, ti: int, tj: int, types: Tensor) -> Tensor | None:
         """N_strip([T_tj, T_ti]), (M,); None in concat mode."""
@@ -192,8 +214,6 @@ class Dpa1(Descriptor):
             if gate is not None and not self.smooth:  # smooth: the gate is w = 0 here
                 g = g * (1 + gate)
             for layer in self.attention:
-                g = layer.of_empty_slot(g)
+                g = cast(GatedAttention, layer).of_empty_slot(g)
             total = total + (n_empty * (first_type == t))[:, None, None] * torch.outer(row, g)
         return total
-
-

@@ -12,6 +12,8 @@ Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 5-12; Zhang et al
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
@@ -40,7 +42,8 @@ class SeE2a(Descriptor):
 
     def net(self, center_type: int, neighbor_type: int) -> MLP:
         """The embedding net N of a pair of types."""
-        return self.nets[neighbor_type if self.one_side else center_type * self.n_types + neighbor_type]
+        net = self.nets[neighbor_type if self.one_side else center_type * self.n_types + neighbor_type]
+        return cast(MLP, net)
 
     def forward(self, graph: Graph) -> Tensor:
         """D (n_atoms, dim_out) of the atoms of a graph."""
