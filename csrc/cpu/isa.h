@@ -33,6 +33,13 @@ struct KernelsOf {
   void (*radial_backward_parameters)(int64_t n_centers, const int64_t* offsets, int channels, const T* env, const T* s,
                                      int n_layers, const dpsim_layer* layers, const T* a2_bar, const T* a_bar,
                                      const T* u_env, const T* u_s, const dpsim_layer_grad* grads, int threads);
+
+  void (*rows_forward)(int64_t rows, int n, int64_t ld, const T* x, const T* f, bool center, double eps, T* y,
+                       int threads);
+  void (*rows_backward)(int64_t rows, int n, int64_t ld, const T* x, const T* f, bool center, double eps, const T* b,
+                        T* x_bar, T* f_bar, int threads);
+  void (*rows_backward_twice)(int64_t rows, int n, int64_t ld, const T* x, const T* f, bool center, double eps,
+                              const T* b, const T* u, const T* t, T* x_grad, T* f_grad, T* b_grad, int threads);
 };
 
 struct Kernels {

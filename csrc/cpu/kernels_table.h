@@ -2,6 +2,7 @@
 #include "environment_kernel.h"
 #include "isa.h"
 #include "radial_kernel.h"
+#include "rows_kernel.h"
 
 namespace dpsim {
 namespace DPSIM_ISA {
@@ -10,7 +11,8 @@ template <typename T>
 constexpr KernelsOf<T> table() {
   return {environment<T>,       environment_vjp<T>,        environment_jvp<T>,
           embedding_forward<T>, embedding_backward<T>,     radial_forward<T>,
-          radial_backward_inputs<T>, radial_backward_twice<T>, radial_backward_parameters<T>};
+          radial_backward_inputs<T>, radial_backward_twice<T>, radial_backward_parameters<T>,
+          rows_forward<T>, rows_backward<T>, rows_backward_twice<T>};
 }
 
 }  // namespace DPSIM_ISA

@@ -165,6 +165,31 @@ DPSIM_API int dpsim_radial_backward_parameters_f64(int64_t n_centers, const int6
                                                    const double* u_env, const double* u_s, const dpsim_layer_grad* grads,
                                                    const dpsim_execution* execution);
 
+/* ---- rows scaled to unit root mean square ---------------------------------------------------------------------------
+ * c = x - mean(x) where center, else x;  r = 1 / sqrt(mean(c^2) + eps);  y = f r c, means over a row of n numbers.
+ * x has rows ld apart, all else (rows, n) or (rows,) contiguous. f, t, f_bar and f_grad may be NULL (1, 0, not wanted).
+ * backward: gradients of sum(b y) in x and f; backward_twice: of sum(u x_bar) + sum(t f_bar) in x, f and b.
+ */
+DPSIM_API int dpsim_rows_forward_f32(int64_t rows, int n, int64_t ld, const float* x, const float* f, int center,
+                                     double eps, float* y, const dpsim_execution* execution);
+DPSIM_API int dpsim_rows_backward_f32(int64_t rows, int n, int64_t ld, const float* x, const float* f, int center,
+                                      double eps, const float* b, float* x_bar, float* f_bar,
+                                      const dpsim_execution* execution);
+DPSIM_API int dpsim_rows_backward_twice_f32(int64_t rows, int n, int64_t ld, const float* x, const float* f,
+                                            int center, double eps, const float* b, const float* u, const float* t,
+                                            float* x_grad, float* f_grad, float* b_grad,
+                                            const dpsim_execution* execution);
+
+DPSIM_API int dpsim_rows_forward_f64(int64_t rows, int n, int64_t ld, const double* x, const double* f, int center,
+                                     double eps, double* y, const dpsim_execution* execution);
+DPSIM_API int dpsim_rows_backward_f64(int64_t rows, int n, int64_t ld, const double* x, const double* f, int center,
+                                      double eps, const double* b, double* x_bar, double* f_bar,
+                                      const dpsim_execution* execution);
+DPSIM_API int dpsim_rows_backward_twice_f64(int64_t rows, int n, int64_t ld, const double* x, const double* f,
+                                            int center, double eps, const double* b, const double* u, const double* t,
+                                            double* x_grad, double* f_grad, double* b_grad,
+                                            const dpsim_execution* execution);
+
 #ifdef __cplusplus
 }
 #endif

@@ -6,7 +6,7 @@
 
 v = 1 - u of the papers' u: in this form w keeps its relative accuracy up to rcut, in single precision too.
 `environment_reference` is those lines; `environment` calls csrc/cpu/environment_kernel.h for the same numbers.
-Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 7-9.
+Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 10-11.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int, c_int32
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,7 +50,11 @@ class Capabilities:
 _environment = [c_int64, c_void_p, c_double, c_double, c_double]
 _net = [c_int, c_void_p]  # n_layers, layers
 _edges = [c_int64, c_void_p, c_int, c_void_p, c_void_p]  # n_centers, offsets, channels, env, s
+_rows = [c_int64, c_int, c_int64, c_void_p, c_void_p, c_int, c_double]  # rows, n, ld, x, f, center, eps
 _SIGNATURES = {
+    "rows_forward": [*_rows, *[c_void_p] * 1, POINTER(Execution)],
+    "rows_backward": [*_rows, *[c_void_p] * 3, POINTER(Execution)],
+    "rows_backward_twice": [*_rows, *[c_void_p] * 6, POINTER(Execution)],
     "embedding_forward": [c_int64, c_void_p, *_net, *[c_void_p] * 2, POINTER(Execution)],
     "embedding_backward": [c_int64, c_void_p, *_net, *[c_void_p] * 3, POINTER(Execution)],
     "radial_forward": [*_edges, *_net, *[c_void_p] * 3, POINTER(Execution)],
@@ -121,6 +126,13 @@ def capabilities() -> Capabilities:
         cuda=bool(found.cuda),
         cuda_devices=found.cuda_devices,
     )
+
+
+def call(name: str, like: torch.Tensor, *arguments: Any) -> None:
+    """Call dpsim_<name> in the precision of `like`, tensors passed as pointers, with torch's number of threads."""
+    function = getattr(library(), f"dpsim_{name}_{SUFFIX[like.dtype]}")
+    plain = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
+    check(function(*plain, byref(Execution(torch.get_num_threads(), 0))))
 
 
 def check(status: int) -> None:

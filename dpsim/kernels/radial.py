@@ -115,7 +115,7 @@ class _Embedding(torch.autograd.Function):
         s = s.contiguous()
         net = _Net(residuals, params)
         g, dg = s.new_empty(2, len(s), net.width)
-        _call("embedding_forward", s, len(s), s, *net.args, g, dg)
+        native.call("embedding_forward", s, len(s), s, *net.args, g, dg)
         ctx.residuals, ctx.params = residuals, params
         ctx.save_for_backward(s)
         return g, dg
@@ -126,7 +126,7 @@ class _Embedding(torch.autograd.Function):
         (s,) = ctx.saved_tensors
         net = _Net(ctx.residuals, ctx.params)
         grads, pointers = net.gradients()
-        _call("embedding_backward", s, len(s), s, *net.args, grad_g.contiguous(), grad_dg.contiguous(), pointers)
+        native.call("embedding_backward", s, len(s), s, *net.args, grad_g.contiguous(), grad_dg.contiguous(), pointers)
         return None, None, *grads
 
 
@@ -143,7 +143,7 @@ class _RadialContract(torch.autograd.Function):
         a = env.new_empty(n, channels, net.width)
         keep = 2 * len(s) * net.width * s.element_size() <= KEEP_BYTES and any(ctx.needs_input_grad)
         g, dg = s.new_empty(2, len(s), net.width) if keep else (None, None)
-        _call("radial_forward", s, n, offsets, channels, env, s, *net.args, a, g, dg)
+        native.call("radial_forward", s, n, offsets, channels, env, s, *net.args, a, g, dg)
         ctx.residuals, ctx.params, ctx.kept = residuals, params, {"g": g, "dg": dg}
         ctx.trains = any(p is not None and p.requires_grad for p in params)
         ctx.save_for_backward(env, s, offsets)
@@ -160,7 +160,7 @@ class _RadialContract(torch.autograd.Function):
         grads, pointers = net.gradients()
         first = ctx.kept.pop("first_pass", (None, None, None))  # (a_bar, u_env, u_s) left by _RadialBackward.backward
         edges = (len(offsets) - 1, offsets, env.shape[1], env, s)
-        _call("radial_backward_parameters", s, *edges, *net.args, a_bar.contiguous(), *first, pointers)
+        native.call("radial_backward_parameters", s, *edges, *net.args, a_bar.contiguous(), *first, pointers)
         return None, None, None, None, *grads
 
 
@@ -175,7 +175,7 @@ class _RadialBackward(torch.autograd.Function):
         env_bar, s_bar = torch.empty_like(env), torch.empty_like(s)
         edges = (len(offsets) - 1, offsets, env.shape[1], env, s)
         g, dg = outer.kept["g"], outer.kept["dg"]
-        _call("radial_backward_inputs", s, *edges, *net.args, a_bar, g, dg, env_bar, s_bar)
+        native.call("radial_backward_inputs", s, *edges, *net.args, a_bar, g, dg, env_bar, s_bar)
         ctx.outer = outer
         ctx.save_for_backward(env, s, offsets, a_bar)
         return env_bar, s_bar
@@ -190,10 +190,10 @@ class _RadialBackward(torch.autograd.Function):
         net = _Net(outer.residuals, outer.params)
         if g is None:
             g, dg = s.new_empty(2, len(s), net.width)
-            _call("embedding_forward", s, len(s), s, *net.args, g, dg)
+            native.call("embedding_forward", s, len(s), s, *net.args, g, dg)
         grad_a_bar = torch.empty_like(a_bar)
         edges = (len(offsets) - 1, offsets, env.shape[1], net.width, env)
-        _call("radial_backward_twice", s, *edges, u_env, u_s, g, dg, grad_a_bar)
+        native.call("radial_backward_twice", s, *edges, u_env, u_s, g, dg, grad_a_bar)
         outer.kept["first_pass"] = (a_bar, u_env, u_s)
         return None, None, None, grad_a_bar, None
 
@@ -205,13 +205,6 @@ def _flatten(layers: Sequence[DenseLayer]) -> list[Tensor | None]:
 def _native_serves(s: Tensor, layers: Sequence[DenseLayer]) -> bool:
     tanh = all(layer.activation == "tanh" for layer in layers)
     return tanh and s.device.type == "cpu" and s.dtype in native.SUFFIX and native.library() is not None
-
-
-def _call(name: str, like: Tensor, *arguments: Any) -> None:
-    """Call dpsim_<name> in the precision of `like`, tensors passed as pointers, with torch's number of threads."""
-    function = getattr(native.library(), f"dpsim_{name}_{native.SUFFIX[like.dtype]}")
-    plain = [a.data_ptr() if isinstance(a, Tensor) else a for a in arguments]
-    native.check(function(*plain, ctypes.byref(native.Execution(torch.get_num_threads(), 0))))
 
 
 class _LayerStruct(ctypes.Structure):

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpsim.kernels import native
+
 
 def scaled_rows_reference(x: Tensor, factor: Tensor | float, center: bool, eps: float) -> Tensor:
     """See the module's docstring. x (..., n), factor (..., 1) or a number; differentiable any number of times."""
@@ -22,65 +24,68 @@ def scaled_rows_reference(x: Tensor, factor: Tensor | float, center: bool, eps: 
 
 
 def scaled_rows(x: Tensor, factor: Tensor | float, center: bool, eps: float) -> Tensor:
-    """As `scaled_rows_reference`, differentiable twice."""
-    f = factor if isinstance(factor, Tensor) else x.new_full((1,), factor)
-    return _ScaledRows.apply(x, f, center, eps)
+    """As `scaled_rows_reference`, differentiable twice, by csrc/cpu/rows_kernel.h where there is one."""
+    if x.device.type != "cpu" or x.dtype not in native.SUFFIX or native.library() is None:
+        return scaled_rows_reference(x, factor, center, eps)
+    if not isinstance(factor, Tensor):
+        factor = x.new_full((), factor).expand(*x.shape[:-1], 1)
+    return _ScaledRows.apply(x, factor, center, eps)
 
 
-def _mean(a: Tensor, b: Tensor) -> Tensor:
-    """<a, b>, the mean of a b over each row, as (..., 1)."""
-    return torch.linalg.vecdot(a, b)[..., None] / a.shape[-1]
-
-
-def _centered(x: Tensor, center: bool) -> Tensor:
-    return x - x.mean(-1, keepdim=True) if center else x
+def _layout(x: Tensor, f: Tensor, center: bool, eps: float) -> tuple[Any, ...]:
+    """The arguments that all row kernels begin with. Rows of a slice, such as one of q, k, v, are taken as they lie."""
+    width = x.shape[-1]
+    ld = x.stride(-2) if x.dim() > 1 else width
+    strides = [ld]
+    for size in reversed(x.shape[1:-1]):
+        strides.append(strides[-1] * size)
+    if x.stride() != (*reversed(strides), 1)[-x.dim() :]:
+        x, ld = x.contiguous(), width
+    return x.numel() // width, width, ld, x, f.contiguous(), int(center), eps
 
 
 class _ScaledRows(torch.autograd.Function):
-    """With n = x_c r, r = 1/sqrt(...): y = f n."""
-
     @staticmethod
     def forward(ctx: Any, x: Tensor, f: Tensor, center: bool, eps: float) -> Tensor:
-        c = _centered(x, center)
-        r = torch.rsqrt(_mean(c, c) + eps)
+        y = x.new_empty(x.shape)
+        native.call("rows_forward", x, *_layout(x, f, center, eps), y)
         ctx.center, ctx.eps = center, eps
-        ctx.save_for_backward(x, f, c, r)
-        return c * (r * f)
+        ctx.save_for_backward(x, f)
+        return y
 
     @staticmethod
     def backward(ctx: Any, b: Tensor) -> tuple[Tensor | None, ...]:
-        x, f, c, r = ctx.saved_tensors
-        x_bar, f_bar = _ScaledRowsBackward.apply(x, f, c, r, b, ctx.center, ctx.needs_input_grad[1])
+        x, f = ctx.saved_tensors
+        x_bar, f_bar = _ScaledRowsBackward.apply(x, f, b, ctx.center, ctx.eps, ctx.needs_input_grad[1])
         return x_bar, f_bar, None, None
 
 
 class _ScaledRowsBackward(torch.autograd.Function):
-    """x_bar = f S(b), S(b) = r P(b - n <n, b>), P the centring, and f_bar = sum(n b), as functions of x, f and b."""
+    """With n = r x_c: x_bar = f S(b), S(b) = r P(b - n <n, b>), P the centring, f_bar = sum(n b); functions of x, f, b.
+
+    Of u . x_bar + t f_bar, with d(n) = S(d) and d(r) = -r^2 <n, d> for a change d of x:
+        grad_f = sum(u S(b)),  grad_b = f S(u) + t n,
+        grad_x = -f r^2 {n (<u, b> - 3 <u, n> <n, b>) + <n, b> u + <u, n> b} + t S(b)
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, f: Tensor, c: Tensor, r: Tensor, b: Tensor, center: bool, factor: bool
+        ctx: Any, x: Tensor, f: Tensor, b: Tensor, center: bool, eps: float, factor: bool
     ) -> tuple[Tensor, Tensor | None]:
-        nb = _mean(c, b) * r
-        ctx.center, ctx.factor = center, factor
-        ctx.save_for_backward(f, c, r, b, nb)
-        x_bar = torch.addcmul(_centered(b, center), c, r * nb, value=-1).mul_(r * f)
-        return x_bar, nb * x.shape[-1] if factor else None
+        b = b.contiguous()
+        x_bar, f_bar = x.new_empty(x.shape), x.new_empty(f.shape) if factor else None
+        native.call("rows_backward", x, *_layout(x, f, center, eps), b, x_bar, f_bar)
+        ctx.center, ctx.eps, ctx.factor = center, eps, factor
+        ctx.save_for_backward(x, f, b)
+        return x_bar, f_bar
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, u: Tensor, t: Tensor | None) -> tuple[Tensor | None, ...]:
-        # Of u . x_bar + t f_bar, with d(n) = S(d) and d(r) = -r^2 <n, d> for a change d of x:
-        #   grad_f = sum(u S(b)),  grad_b = f S(u) + t n,
-        #   grad_x = -f r^2 {n (<u, b> - 3 <u, n> <n, b>) + <n, b> u + <u, n> b} + t S(b)
-        f, c, r, b, nb = ctx.saved_tensors
-        u, b = _centered(u, ctx.center), _centered(b, ctx.center)
-        un, ub = _mean(u, c) * r, _mean(u, b)
-        of_n, of_u, of_b = -f * r * r * (ub - 3 * un * nb), -f * r * r * nb, -f * r * r * un
-        t_n = -f * r * un
-        if ctx.factor and t is not None:
-            of_n, of_b, t_n = of_n - t * r * nb, of_b + t * r, t_n + t
-        grad_b = torch.addcmul(u * (f * r), c, t_n * r)
-        grad_x = (c * (of_n * r)).addcmul_(u, of_u).addcmul_(b, of_b)
-        grad_f = c.shape[-1] * r * (ub - un * nb) if ctx.factor else None
-        return grad_x, grad_f, None, None, grad_b, None, None
+        x, f, b = ctx.saved_tensors
+        grad_x, grad_b = x.new_empty(x.shape), torch.empty_like(b)
+        grad_f = x.new_empty(f.shape) if ctx.factor else None
+        t = t.contiguous() if ctx.factor and t is not None else None
+        layout = _layout(x, f, ctx.center, ctx.eps)
+        native.call("rows_backward_twice", x, *layout, b, u.contiguous(), t, grad_x, grad_f, grad_b)
+        return grad_x, grad_f, grad_b, None, None, None

@@ -1,7 +1,7 @@
 """The energy fitting net: atomic energy from a descriptor.
 
     E_i = L_out(L_n(... L_1(D_i))),  L_k residual where widths agree; one net per centre type, or one for all.
-Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 3 and 48.
+Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 28 and 48.
 """
 
 import torch

@@ -135,6 +135,14 @@ class Segment(NamedTuple):
         return torch.where(k < count[:, None], self.edges.start + self.offsets[:-1, None] + k, -1)
 
 
+def compact(table: Tensor) -> Tensor:
+    """The same slots with the empty ones of each row last, and no more columns than the fullest row needs."""
+    full = table >= 0
+    order = torch.argsort(full.to(torch.int8), dim=1, descending=True, stable=True)
+    width = int(full.sum(1).max()) if len(table) else 0
+    return table.gather(1, order[:, :width])
+
+
 def pad_rows(x: Tensor) -> Tensor:
     """x with one more row of zeros: what an empty slot, index -1, looks up."""
     return torch.cat([x, x.new_zeros(1, *x.shape[1:])])

@@ -12,7 +12,7 @@
 
 R~, s~ as in se_e2_a. The softmax runs over `sel` slots, of which empty ones hold l = -20: with a fixed number of
 slots the energy stays smooth when a neighbour enters, and the sum over true neighbours is never cut.
-Source: Zhang et al., npj Comput. Mater. 10, 94 (2024); DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 13-25;
+Source: Zhang et al., npj Comput. Mater. 10, 94 (2024); DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 17-26;
 order of LayerNorm and residual, normalised values and the strip gate as in DeePMD-kit 3.2.0.
 """
 
@@ -29,7 +29,7 @@ from dpsim.models.config import Dpa1Config
 from dpsim.models.deepmd_conventions import empty_slots, fading_directions, truncate_neighbors
 from dpsim.models.descriptors.base import Descriptor
 from dpsim.models.electron_configuration import electron_configuration
-from dpsim.models.graph import Graph, Segment, pad_rows
+from dpsim.models.graph import Graph, Segment, compact, pad_rows
 from dpsim.models.nets import MLP, Layer, LayerNorm
 
 SHIFT = 20.0  # of the smooth softmax
@@ -172,7 +172,7 @@ class Dpa1(Descriptor):
             parts.append(g)
         # Rows of edges -> rows of slots, one row of slots per centre.
         first = segments[0].edges.start
-        table = torch.cat([segment.slots() for segment in segments], 1)
+        table = compact(torch.cat([segment.slots() for segment in segments], 1))
         local = torch.where(table >= 0, table - first, -1)
         g = pad_rows(torch.cat(parts))[local]
         env, switch, direction = (pad_rows(x)[table] for x in (env, switch, direction))

@@ -7,7 +7,7 @@
     D_i  = A_i^T A_i[:, :M']                               (M, M'), flattened
 
 Symbols: M = neuron[-1], M' = axis_neuron, t types. With `type_one_side` the net depends on t_j only.
-Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 5-12; Zhang et al., NeurIPS 2018.
+Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 9-12; Zhang et al., NeurIPS 2018.
 """
 
 from __future__ import annotations
