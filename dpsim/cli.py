@@ -50,7 +50,7 @@ def run(
 
 @app.command()
 def train(
-    config: Annotated[Path, typer.Argument(help="What to train, e.g. examples/water/train.yaml.")],
+    config: Annotated[Path, typer.Argument(help="What to train, e.g. examples/water/train/train.yaml.")],
     directory: Annotated[
         Path | None, typer.Option("--directory", "-d", help="Default: a folder named like the file.")
     ] = None,
@@ -208,9 +208,9 @@ def _as_table(header: dict[str, Any]) -> Any:
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
+    table = Table(show_header=False, expand=True)
+    table.add_column(overflow="fold", ratio=2)
+    table.add_column(overflow="fold", ratio=3)
 
     def add(prefix: str, value: Any) -> None:
         if isinstance(value, dict):

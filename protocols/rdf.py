@@ -18,7 +18,7 @@ from dpsim.analysis.structure import rdf as compute_rdf
 from dpsim.errors import DataError
 from dpsim.protocols.context import AnalysisOutput, RunContext, StageRecord
 from dpsim.protocols.schema import RdfAnalysis, RdfCriteria
-from dpsim.trajectory import open_universe
+from dpsim.trajectory import count_frames, open_universe
 
 if TYPE_CHECKING:
     from MDAnalysis import Universe
@@ -38,10 +38,15 @@ def run_rdf(analysis: RdfAnalysis, context: RunContext) -> AnalysisOutput:
         analysis.r_max,
         analysis.bins,
         analysis.blocks,
-        start=_first_frame(analysis, stages[0]),
+        frames=_frames(analysis, stages),
     )
     table = save_rdf(context.directory / f"rdf_{label}.csv", rdfs)
     comparisons, warnings = _compare(analysis, rdfs)
+    if short := [item.label for item in rdfs if not item.reliable]:
+        warnings.append(
+            f"The run is short beside the time in which its structure changes: the error bars of g(r) of "
+            f"{', '.join(short)} may be too small."
+        )
     results: list[Result] = []
     for item in rdfs:
         results += _describe(item, label)
@@ -119,10 +124,16 @@ def _universe(stages: Sequence[StageRecord]) -> Universe:
     return first
 
 
-def _first_frame(analysis: RdfAnalysis, stage: StageRecord) -> int:
-    """The first frame after `skip`."""
-    interval = stage.settings.trajectory_every * stage.settings.timestep_fs
-    return int(np.ceil(analysis.skip / interval - 1e-9))
+def _frames(analysis: RdfAnalysis, stages: Sequence[StageRecord]) -> list[int]:
+    """The frames of the joined trajectories that lie after `skip` in their stage."""
+    frames: list[int] = []
+    start = 0
+    for stage in stages:
+        n = count_frames(stage.trajectory)
+        interval = stage.settings.trajectory_every * stage.settings.timestep_fs
+        frames += range(start + int(np.ceil(analysis.skip / interval - 1e-9)), start + n)
+        start += n
+    return frames
 
 
 def _compare(analysis: RdfAnalysis, rdfs: Sequence[RDF]) -> tuple[dict[str, RDFComparison], list[str]]:

@@ -203,7 +203,7 @@ class RdfAnalysis(StrictModel):
     pairs: Literal["all"] | tuple[str, ...] = Field("all", description='element pairs such as ["O-O", "O-H"]')
     r_max: Length | None = Field(None, gt=0.0, description="default: half the smallest height of the cell")
     bins: PositiveInt | None = Field(None, description="default: bins of 0.05 A")
-    blocks: int = Field(10, ge=2, description="blocks of the trajectory for the error bars")
+    blocks: int = Field(10, ge=4, description="blocks of the trajectory for the error bars")
     skip: Time = Field(0.0, ge=0.0, description="time to leave out at the start of each stage")
     reference: FilePath | None = Field(None, description="npz or csv with r (A), gOO, gOH, ...")
     criteria: RdfCriteria = RdfCriteria()

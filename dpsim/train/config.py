@@ -77,12 +77,6 @@ class OptimizerConfig(StrictModel):
     weight_decay: NonNegativeFloat = 0.0
     gradient_clip: PositiveFloat | None = Field(None, description="largest norm of the gradient; longer ones are cut")
 
-    @model_validator(mode="after")
-    def _check(self) -> OptimizerConfig:
-        if self.type == "soap" and self.weight_decay:
-            raise ValueError(f"`weight_decay` is {self.weight_decay:g}; expected 0 with soap. Use adamw for decay.")
-        return self
-
 
 class ScheduleConfig(StrictModel):
     """The learning rate (dpsim/train/schedule.py)."""

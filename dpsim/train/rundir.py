@@ -13,7 +13,7 @@ from typing import IO, Any
 from dpsim.errors import ConfigError, TrainingError
 from dpsim.train.config import TrainConfig
 
-# Keys that change nothing in the weights: free to differ between a run and its continuation.
+# Keys free to differ between a run and its continuation: they change nothing in the weights, `threads` but rounding.
 _FREE = {"log_every", "validation", "checkpoint", "threads", "time_limit", "tensorboard", "provenance"}
 
 

@@ -7,7 +7,9 @@
 
 Deep Potential fitting nets see descriptors whose informative variations are a few percent of their mean, in
 directions that mix all components: Adam, which scales components one by one, takes many times more steps.
-A side longer than `max_dim` keeps Q = 1; vectors take plain Adam.
+A side longer than `max_dim` keeps Q = 1; vectors take plain Adam. Weight decay is decoupled and on matrices only.
+Without it, directions that hardly vary in the data get weights as large as any other, and the model is wild where the
+data ends: molecular dynamics finds that out.
 Source: Vyas et al., arXiv:2409.11321 (2024), Algorithm 3; defaults from there.
 """
 
@@ -29,10 +31,12 @@ class SOAP(torch.optim.Optimizer):
         lr: float,
         betas: tuple[float, float] = (0.95, 0.95),
         eps: float = 1e-8,
+        weight_decay: float = 0.0,
         refresh: int = 10,
         max_dim: int = 300,
     ):
-        super().__init__(parameters, {"lr": lr, "betas": betas, "eps": eps, "refresh": refresh, "max_dim": max_dim})
+        defaults = {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        super().__init__(parameters, defaults | {"refresh": refresh, "max_dim": max_dim})
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -109,6 +113,8 @@ def _update(state: dict[str, Tensor], parameter: Tensor, gradient: Tensor, group
     step = int(state["step"])
     g = _rotate(state, gradient)
     m, v = state["exp_avg"].lerp_(g, 1 - beta1), state["exp_avg_sq"].mul_(beta2).addcmul_(g, g, value=1 - beta2)
+    if parameter.dim() == 2:
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
     scale = (1 - beta2**step) ** 0.5 / (1 - beta1**step)
     update = _rotate(state, m / (v.sqrt() + group["eps"]), back=True)
     parameter.add_(update, alpha=-group["lr"] * scale)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +19,7 @@ import torch
 
 from dpsim.config import dump_yaml
 from dpsim.data.frame import Batch
+from dpsim.data.statistics import Statistics
 from dpsim.models.checkpoint import save_model
 from dpsim.models.container import atomic_write
 from dpsim.models.energy_model import EnergyModel
@@ -85,7 +86,7 @@ class Trainer:
             self.model = model.to(config.device)
             self._prepare()
             atomic_write(directory / "train.yaml", dump_yaml(config).encode())
-            reporter.say(_opening(self.data, self.model, stats.min_distance))
+            reporter.say(_opening(self.data, self.model, stats))
         self._elapsed_before = self.progress.elapsed_s
 
     def _prepare(self) -> None:
@@ -258,13 +259,28 @@ class Trainer:
         )
 
 
-def _opening(data: Data, model: EnergyModel, min_distance: float) -> str:
+def _opening(data: Data, model: EnergyModel, stats: Statistics) -> str:
     """What a new run starts from, in a few lines."""
     n = sum(p.numel() for p in model.parameters())
     sel = model.config.descriptor.sel
     return (
         f"data: {data.n_train} training frames in {len(data.train)} systems, {data.n_validation} for validation; "
-        f"nearest two atoms {min_distance:.3g} A\n"
+        f"nearest two atoms {stats.min_distance:.3g} A\n"
         f"model: {model.config.descriptor.type}, elements {', '.join(model.type_map)}, cutoff {model.rcut:g} A, "
-        f"sel {sel}, {n:,} parameters, {model.config.precision}"
+        f"sel {sel}, {n:,} parameters, {model.config.precision}" + _beyond_sel(sel, model.type_map, stats)
+    )
+
+
+def _beyond_sel(sel: list[int] | int | str, type_map: Sequence[str], stats: Statistics) -> str:
+    """A warning if atoms of the data have more neighbours than `sel`: it normalises sums, and cuts nothing."""
+    if isinstance(sel, list):
+        pairs = zip(type_map, sel, stats.max_neighbors.tolist(), strict=True)
+        over = [f"{found} {element} (sel {n})" for element, n, found in pairs if found > n]
+    else:
+        over = [f"{stats.max_neighbors_total} (sel {sel})"] if stats.max_neighbors_total > int(sel) else []
+    if not over:
+        return ""
+    return (
+        f"\nwarning: atoms have up to {', '.join(over)} neighbours; all of them count, and `sel` is only the "
+        "normaliser here, but other codes would cut them. Raise `sel`, or set it to auto."
     )

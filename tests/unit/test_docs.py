@@ -71,9 +71,12 @@ def test_examples_are_valid(page: Path, language: str, content: str) -> None:
 def test_commands_and_options_exist(page: Path) -> None:
     """Every `dpsim <command>` in code, inline, fenced or indented, with the long options written after it."""
     text = text_of(page)
-    inline = re.findall(r"(?<!`)`(?:\$ )?(dpsim [^`\n]+)`", text)
-    lines = re.findall(r"^(?:    |\t|\$ |\S*bin/)?(dpsim [a-z].*)$", text, re.MULTILINE)
-    code = [*inline, *(line for line in lines if line.split()[1] in COMMANDS or f"    {line}" in text)]
+    shell = "\n".join(
+        content for language, content in _BLOCK.findall(text) if language in ("", "bash", "sh", "console")
+    )
+    indented = "\n".join(re.findall(r"^    (\S.*)$", text, re.MULTILINE))
+    calls = re.findall(r"^(?:\$ )?(?:\S*bin/)?(dpsim [^\n]+)$", f"{shell}\n{indented}", re.MULTILINE)
+    code = [*calls, *re.findall(r"(?<!`)`(?:\$ )?(dpsim [^`\n]+)`", text)]
     for call in code:
         name, *arguments = call.removeprefix("dpsim ").split("#")[0].split()
         assert name in COMMANDS or name.startswith("-"), f"{page.name}: `dpsim {name}` is no command"

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 
+from dpsim.config import validate
 from dpsim.data.frame import Batch
 from dpsim.errors import ConfigError, DataError, TrainingError
 from dpsim.models import container
@@ -371,3 +372,17 @@ def test_progress_is_plain_data() -> None:
 
     progress = Progress(step=3, best_score=0.1, recent_losses=[1 / 3])
     assert Progress.from_plain(json.loads(json.dumps(asdict(progress)))) == progress
+
+
+def test_more_neighbours_than_sel_are_said(tmp_path: Path, train_settings: dict[str, Any]) -> None:
+    settings = {**train_settings, "steps": 1, "validation": {"every": 1}}
+    settings["schedule"] = {"warmup_steps": 0}
+    settings["model"] = {**settings["model"], "descriptor": {**settings["model"]["descriptor"], "sel": [1, 50]}}
+    said: list[str] = []
+
+    class Listener(PlainReporter):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    train(validate(settings, TrainConfig), tmp_path / "run", reporter=Listener())
+    assert any("He (sel 1) neighbours" in text and "Ne (sel" not in text for text in said)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dpsim.errors import ConfigError
 from dpsim.kernels.environment import environment
 from dpsim.kernels.radial import DenseLayer, radial_contract, radial_contract_reference
 from dpsim.models.config import Dpa1Config, SeE2aConfig
@@ -31,7 +32,9 @@ class Descriptor(nn.Module):
         self.n_types, self.neuron, self.axis_neuron = n_types, config.neuron[-1], config.axis_neuron
         sel = config.sel
         if sel == "auto":
-            raise ValueError("`sel` is 'auto'; expected numbers. Resolve it from the data first (config.resolve_sel).")
+            raise ConfigError(
+                "`sel` is 'auto'; expected numbers. Training counts the neighbours in its data; give numbers here."
+            )
         self.sel: list[int] = list(sel) if isinstance(sel, list) else [sel]
         self.exclude_types = config.exclude_types
         self.deepmd = deepmd
