@@ -13,7 +13,8 @@ from dpsim.data.sampler import BatchSampler, batch_sizes
 from dpsim.data.statistics import Statistics, auto_sel, auto_sel_total, compute_statistics
 from dpsim.data.system import System
 from dpsim.data.validation import validate_systems
-from dpsim.errors import DataError
+from dpsim.errors import ConfigError, DataError
+from dpsim.models.checkpoint import load_model
 from dpsim.models.config import Dpa1Config, ModelConfig
 from dpsim.models.energy_model import EnergyModel
 from dpsim.train.config import DataConfig, TrainConfig, WeightedPath
@@ -86,7 +87,21 @@ def build_model(config: TrainConfig, data: Data) -> tuple[EnergyModel, Statistic
         stats = compute_statistics(*args, sel=sel, seed=config.seed)
     model = EnergyModel(model_config, seed=config.seed)
     model.set_statistics(stats)
+    if config.init_from is not None:
+        _take_weights(model, load_model(config.init_from, precision=model_config.precision), str(config.init_from))
     return model, stats
+
+
+def _take_weights(model: EnergyModel, other: EnergyModel, path: str) -> None:
+    """Weights and statistics of a model of the same configuration. Raises ConfigError naming what differs."""
+    ours, theirs = (m.config.model_dump(mode="json") for m in (model, other))
+    differ = [key for key in ours if ours[key] != theirs[key]]
+    if differ:
+        raise ConfigError(
+            f"`init_from` is {path}, whose {', '.join(differ)} differ from `model`; expected the same. "
+            f"Copy them from the file: {', '.join(f'{key} = {theirs[key]}' for key in differ)}."
+        )
+    model.load_state_dict(other.state_dict())
 
 
 def _auto_sel(config: ModelConfig, stats: Statistics) -> int | list[int]:

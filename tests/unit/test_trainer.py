@@ -386,3 +386,20 @@ def test_more_neighbours_than_sel_are_said(tmp_path: Path, train_settings: dict[
 
     train(validate(settings, TrainConfig), tmp_path / "run", reporter=Listener())
     assert any("He (sel 1) neighbours" in text and "Ne (sel" not in text for text in said)
+
+
+def test_starts_from_a_model(tmp_path: Path, train_settings: dict[str, Any]) -> None:
+    first = train(validate(train_settings, TrainConfig), tmp_path / "first", reporter=Silent())
+    settings = {
+        **train_settings,
+        "steps": 1,
+        "init_from": str(first.model),
+        "schedule": {"start_lr": 1e-12, "stop_lr": 1e-12},
+    }
+    settings["model"] = load_model(first.model).config.model_dump(mode="json")
+    second = train(validate(settings, TrainConfig), tmp_path / "second", reporter=Silent())
+    for a, b in zip(load_model(first.model).parameters(), load_model(second.model).parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-6)
+    other = {**settings, "model": {**settings["model"], "fitting": {"neuron": [8, 4]}}}
+    with pytest.raises(ConfigError, match="whose fitting differ"):
+        train(validate(other, TrainConfig), tmp_path / "third", reporter=Silent())
