@@ -15,6 +15,7 @@ from dpsim.data.frame import Batch
 from dpsim.data.system import System
 from dpsim.errors import DataError
 from dpsim.kernels.environment import environment_reference
+from dpsim.neighbors import neighbor_list
 
 _STD_FLOOR, _STD_DEFAULT = 1e-2, 1e-1  # DeePMD-kit's: smallest scale, and the scale where nothing was seen
 
@@ -172,3 +173,17 @@ class EnvironmentSums:
 def _wrap_up(max_neighbors: np.ndarray, factor: float) -> list[int]:
     sel = [4 * ((int(n * factor) + 3) // 4) for n in max_neighbors]
     return sel if sum(sel) else [4] * len(sel)  # no neighbours anywhere: still something to divide by
+
+
+def shortest_distances(systems: Sequence[System], type_map: Sequence[str]) -> list[list[float]]:
+    """The shortest distance of each pair of types over all frames, A; 0 where none is within 4 A. Symmetric."""
+    n = len(type_map)
+    shortest = np.full((n, n), np.inf)
+    for system in systems:
+        for k in range(len(system)):
+            frame = system.frame(k).with_type_map(type_map)
+            i, j, shift = neighbor_list(frame.positions, frame.cell, frame.pbc, 4.0)
+            r = np.linalg.norm(frame.positions[j] - frame.positions[i] + shift @ frame.cell, axis=1)
+            np.minimum.at(shortest, (frame.types[i], frame.types[j]), r)
+    shortest = np.minimum(shortest, shortest.T)
+    return [[round(float(x), 4) if np.isfinite(x) else 0.0 for x in row] for row in shortest]

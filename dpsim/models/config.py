@@ -91,6 +91,11 @@ class ModelConfig(StrictModel):
     precision: Precision = "float32"
     atom_exclude_types: list[int] = Field([], description="types whose atoms carry no energy")
     pair_exclude_types: list[TypePair] = Field([], description="pairs of types that never are neighbours")
+    core_distances: list[list[float]] | Literal["auto"] | None = Field(
+        None,
+        description="below these distances of each pair of types, Angstrom, a steep repulsion sets in; auto: the "
+        "shortest ones in the training data",
+    )
     deepmd_conventions: bool = Field(
         False, description="evaluate as DeePMD-kit does: cut the list at `sel`, let empty slots contribute"
     )
@@ -103,6 +108,11 @@ class ModelConfig(StrictModel):
         sel = self.descriptor.sel
         if isinstance(sel, list) and len(sel) != n:
             raise ValueError(f"`sel` is {sel}; expected one number for each of {self.type_map}.")
+        core = self.core_distances
+        if isinstance(core, list) and (
+            [len(row) for row in core] != [n] * n or any(core[a][b] != core[b][a] for a in range(n) for b in range(n))
+        ):
+            raise ValueError(f"`core_distances` is {core}; expected a symmetric {n} x {n} table for {self.type_map}.")
         pairs = [*self.pair_exclude_types, *self.descriptor.exclude_types]
         bad = [t for t in [*self.atom_exclude_types, *(t for p in pairs for t in p)] if not 0 <= t < n]
         if bad:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from dpsim.data.frame import Batch, Prediction
 from dpsim.models.config import Dpa1Config, ModelConfig, SeE2aConfig
+from dpsim.models.core_repulsion import core_repulsion
 from dpsim.models.descriptors.base import Descriptor
 from dpsim.models.descriptors.dpa1 import Dpa1
 from dpsim.models.descriptors.se_e2_a import SeE2a
@@ -80,6 +81,10 @@ class EnergyModel(nn.Module):
         graph = graph.within(self.rcut).without_pairs(self.config.pair_exclude_types)
         energy = self.fitting(self.descriptor(graph), graph.blocks).to(torch.float64)
         energy = energy + self.energy_bias[graph.types]
+        if isinstance(self.config.core_distances, list):
+            table = graph.edge_vec.new_tensor(self.config.core_distances)
+            r0 = table[graph.types[graph.center], graph.neighbor_types]
+            energy = energy + core_repulsion(graph.edge_vec, graph.center, r0, graph.n_atoms)
         for t in self.config.atom_exclude_types:
             energy = energy.masked_fill(graph.types == t, 0.0)
         return torch.empty_like(energy).index_copy(0, order, energy)

@@ -10,7 +10,7 @@ import numpy as np
 
 from dpsim.data.readers import open_dataset
 from dpsim.data.sampler import BatchSampler, batch_sizes
-from dpsim.data.statistics import Statistics, auto_sel, auto_sel_total, compute_statistics
+from dpsim.data.statistics import Statistics, auto_sel, auto_sel_total, compute_statistics, shortest_distances
 from dpsim.data.system import System
 from dpsim.data.validation import validate_systems
 from dpsim.errors import ConfigError, DataError
@@ -85,6 +85,9 @@ def build_model(config: TrainConfig, data: Data) -> tuple[EnergyModel, Statistic
         sel = _auto_sel(model_config, stats)
         model_config = model_config.model_copy(update={"descriptor": descriptor.model_copy(update={"sel": sel})})
         stats = compute_statistics(*args, sel=sel, seed=config.seed)
+    if model_config.core_distances == "auto":
+        distances = shortest_distances(data.train, model_config.type_map)
+        model_config = model_config.model_copy(update={"core_distances": distances})
     model = EnergyModel(model_config, seed=config.seed)
     model.set_statistics(stats)
     if config.init_from is not None:

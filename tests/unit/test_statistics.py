@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 
 from dpsim.data.readers import open_dataset, open_system
-from dpsim.data.statistics import EnergyBias, Statistics, auto_sel, auto_sel_total, compute_statistics, sample_frames
+from dpsim.data.statistics import (
+    EnergyBias,
+    Statistics,
+    auto_sel,
+    auto_sel_total,
+    compute_statistics,
+    sample_frames,
+    shortest_distances,
+)
 from dpsim.errors import DataError
 from dpsim.neighbors import neighbor_list_reference
 from systems_for_tests import SHARED_DATA, random_arrays, write_npy
@@ -124,3 +132,19 @@ def test_real_water():
     assert 30 <= stats.max_neighbors[0] <= 46 and 60 <= stats.max_neighbors[1] <= 92
     assert 0.8 < stats.min_distance < 1.0
     assert stats.energy_bias @ [64, 128] == pytest.approx(-29944, abs=2)
+
+
+def test_shortest_distances(tmp_path):
+    """Per pair of types, symmetric, over all frames, 0 for pairs that never meet."""
+    write_npy(tmp_path / "s", random_arrays(n_frames=3))
+    system = open_system(tmp_path / "s")
+    found = np.array(shortest_distances([system], [*system.type_map, "Xe"]))
+    expected = np.full((3, 3), np.inf)
+    for k in range(3):
+        f = system.frame(k)
+        i, j, shift = neighbor_list_reference(f.positions, f.cell, f.pbc, 4.0)
+        r = np.linalg.norm(f.positions[j] - f.positions[i] + shift @ f.cell, axis=1)
+        for a, b, x in zip(f.types[i], f.types[j], r, strict=True):
+            expected[a, b] = min(expected[a, b], x)
+    np.testing.assert_allclose(found[:2, :2], expected[:2, :2], atol=6e-5)
+    assert not found[2].any() and not found[:, 2].any()
