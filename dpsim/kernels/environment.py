@@ -11,7 +11,6 @@ Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 10-11.
 
 from __future__ import annotations
 
-from ctypes import byref
 from typing import Any, NamedTuple
 
 import torch
@@ -72,12 +71,8 @@ class _Switch(NamedTuple):
 
 def _call(name: str, edge_vec: Tensor, switch: _Switch, *arrays: Tensor | None) -> None:
     """Call dpsim_<name> in the precision of edge_vec. Threads are worth their start only for many edges."""
-    lib = native.library()
     n = len(edge_vec)
-    execution = native.Execution(torch.get_num_threads() if n >= 65536 else 1, 0)
-    function = getattr(lib, f"dpsim_{name}_{native.SUFFIX[edge_vec.dtype]}")
-    pointers = [None if a is None else a.data_ptr() for a in arrays]
-    native.check(function(n, edge_vec.data_ptr(), *switch, *pointers, byref(execution)))
+    native.call(name, edge_vec, n, edge_vec, *switch, *arrays, threads=None if n >= 65536 else 1)
 
 
 class _Environment(torch.autograd.Function):

@@ -128,11 +128,11 @@ def capabilities() -> Capabilities:
     )
 
 
-def call(name: str, like: torch.Tensor, *arguments: Any) -> None:
-    """Call dpsim_<name> in the precision of `like`, tensors passed as pointers, with torch's number of threads."""
+def call(name: str, like: torch.Tensor, *arguments: Any, threads: int | None = None) -> None:
+    """Call dpsim_<name> in the precision of `like`, tensors passed as pointers; by default with torch's threads."""
     function = getattr(library(), f"dpsim_{name}_{SUFFIX[like.dtype]}")
     plain = [a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments]
-    check(function(*plain, byref(Execution(torch.get_num_threads(), 0))))
+    check(function(*plain, byref(Execution(threads or torch.get_num_threads(), 0))))
 
 
 def check(status: int) -> None:

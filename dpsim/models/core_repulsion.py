@@ -4,7 +4,7 @@
 
 r0 is the shortest distance of the pair of types in the data, so energies and forces of the data are untouched, and U is
 C2. Where two atoms come closer than ever in training, a net's energy means nothing and is as likely as not to fall;
-this makes it rise, so that dynamics returns to where the model is known.
+this makes it rise. It guards pair distances only: no cure for a model that knows too few structures.
 """
 
 from torch import Tensor

@@ -8,8 +8,7 @@
 Deep Potential fitting nets see descriptors whose informative variations are a few percent of their mean, in
 directions that mix all components: Adam, which scales components one by one, takes many times more steps.
 A side longer than `max_dim` keeps Q = 1; vectors take plain Adam. Weight decay is decoupled and on matrices only.
-Without it, directions that hardly vary in the data get weights as large as any other, and the model is wild where the
-data ends: molecular dynamics finds that out.
+It bounds the weights of directions that the data hardly determines, at a price in accuracy.
 Source: Vyas et al., arXiv:2409.11321 (2024), Algorithm 3; defaults from there.
 """
 
