@@ -46,7 +46,7 @@ class Side:
             "DP_INTER_OP_PARALLELISM_THREADS": "1",
             "CUDA_VISIBLE_DEVICES": "",
             "NUM_WORKERS": "0",  # DeePMD-kit: read frames in the trainer itself; loader processes need the cores too
-            "PYTHONPATH": str(HERE.parent) if name == "dpsim" else "",
+            "PYTHONPATH": str(HERE.parent) if python == sys.executable else "",
         }
         work = folder / name
         work.mkdir()
@@ -80,12 +80,12 @@ class Side:
             os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
 
-    def window(self, steps: int, realtime: bool) -> tuple[list[float], float]:
+    def window(self, steps: int, realtime: bool, do: str = "steps") -> tuple[list[float], float]:
         """ms of each step of one window, and the share of the machine that other processes used meanwhile."""
         for _attempt in range(MAX_ATTEMPTS):
             begin, busy, own = time.perf_counter(), busy_seconds(), group_seconds(self.process.pid)
             with realtime_priority(self.process.pid) if realtime else contextlib.nullcontext():
-                ms = self.ask({"do": "steps", "steps": steps})["ms"]
+                ms = self.ask({"do": do, "steps": steps})["ms"]
             others = (busy_seconds() - busy) - (group_seconds(self.process.pid) - own)
             foreign = others / (time.perf_counter() - begin) / (os.cpu_count() or 1)
             if foreign <= MAX_FOREIGN:

@@ -6,16 +6,16 @@ Results depend on numbers, positions, cell and pbc only; `atoms.info` is never r
 
 from __future__ import annotations
 
-from os import PathLike, fspath
-from typing import TYPE_CHECKING, Any, Literal
+from os import PathLike
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from numpy.typing import NDArray
 
-from dpsim.calculators.base import ModelCalculator
-from dpsim.data.frame import Batch, Prediction
+from dpsim.calculators.evaluator import Memory, evaluator_of
+from dpsim.calculators.selection import Precision, model_name, resolve_model
+from dpsim.data.frame import Prediction
 from dpsim.errors import ConfigError, DataError, ElementError, MissingDependencyError
-from dpsim.neighbors import Edges, VerletList
 
 try:
     from ase.calculators.calculator import Calculator as AseCalculator
@@ -29,8 +29,9 @@ if TYPE_CHECKING:
     from ase import Atoms
 
     from dpsim.models.energy_model import EnergyModel
+    from dpsim.models.potential import Potential
+    from dpsim.models.student import Student
 
-Precision = Literal["float32", "float64"]
 DEFAULT_SKIN = 1.0  # A; see DPCalculator
 
 
@@ -40,11 +41,13 @@ class DPCalculator(AseCalculator):
     forces = -dE/dr; stress = (1/V) dE/d(strain); stresses are the atoms' shares: stresses.sum(axis=0) = stress.
     Stress and stresses need a cell of three lattice vectors. Any pbc, triclinic and small cells are allowed.
 
-    The neighbour list keeps pairs within rcut + skin until an atom has moved skin/2; each step takes the pairs within
-    rcut from it, in a fixed order, so equal positions give equal forces whatever was calculated before.
+    The neighbour list keeps pairs within rcut + skin until an atom has moved skin/2. A model takes from it the pairs
+    within rcut, in a fixed order: equal structures give equal forces bit by bit, whatever was calculated before. A
+    student on native kernels sums in the order that its list was built in: equal structures give equal forces but for
+    rounding, and bit by bit after the same `memory`.
 
     Args:
-        model: name of a bundled model, path of a .dpsim file, or an EnergyModel (used as it is, not copied).
+        model: name of a bundled model, path of a .dpsim file, or a model or student (used as it is, not copied).
         precision: "float32" or "float64"; None keeps the model's own.
         device: "cpu", "cuda", ...
         skin: A, >= 0; a speed setting only.
@@ -59,7 +62,7 @@ class DPCalculator(AseCalculator):
 
     def __init__(
         self,
-        model: str | PathLike[str] | EnergyModel = "water-pbe0ts",
+        model: str | PathLike[str] | EnergyModel | Student = "water-pbe0ts",
         *,
         precision: Precision | None = None,
         device: str = "cpu",
@@ -68,16 +71,29 @@ class DPCalculator(AseCalculator):
         super().__init__()
         if not (np.isfinite(skin) and skin >= 0):
             raise ConfigError(f"`skin` is {skin}; expected a length >= 0 A. The default is {DEFAULT_SKIN} A.")
-        name = fspath(model) if isinstance(model, str | PathLike) else f"{type(model).__name__} object"
+        name = model_name(model)
         self.parameters.update(model=name, precision=precision, device=str(device), skin=float(skin))
-        self._evaluator = ModelCalculator(_resolve_model(model, precision, device), device)
-        self._type_of_number = _type_table(self._evaluator.type_map)
-        self._edges = _CurrentEdges(self._evaluator.rcut, float(skin))
+        self._evaluator = evaluator_of(resolve_model(model, precision), str(device), float(skin))
+        self._type_of_number = _type_table(self._evaluator.calculator.type_map)
 
     @property
-    def model(self) -> EnergyModel:
-        """The EnergyModel behind this calculator."""
-        return self._evaluator.model
+    def model(self) -> Potential:
+        """The EnergyModel or Student behind this calculator."""
+        return self._evaluator.calculator.model
+
+    @property
+    def below_range(self) -> int:
+        """Directed pairs of the last structure nearer than where a student's tables begin; 0 for other models."""
+        return self._evaluator.calculator.below_range
+
+    def memory(self) -> Memory:
+        """What, besides the present structure, rounding depends on: arrays, to be kept with a restart point."""
+        return self._evaluator.memory()
+
+    def recall(self, memory: Memory) -> None:
+        """Go on, bit by bit, as after `memory` was taken; {}: as if nothing had been calculated before."""
+        self._evaluator.recall(memory)
+        self.reset()
 
     def _get_name(self) -> str:
         return "dpsim"
@@ -121,39 +137,19 @@ class DPCalculator(AseCalculator):
         asked = set(properties or ["energy"])
         has_volume = self.atoms.cell.rank == 3
         derivatives = bool(asked & {"forces", "stress", "stresses"})
+        types = self._types(self.atoms)
+        positions, cell = _finite("positions", self.atoms.positions), _finite("cell", self.atoms.cell.array)
         # One backward pass gives forces and virial together; an NPT step asks for them in separate calls.
-        prediction = self._evaluator.compute(
-            self._make_batch(self.atoms),
+        prediction = self._evaluator.evaluate(
+            types,
+            positions,
+            cell,
+            self.atoms.pbc,
             forces=derivatives,
             virial=derivatives and has_volume,
             atom_virial="stresses" in asked and has_volume,
         )
         self.results.update(_to_results(prediction, self.atoms.get_volume() if has_volume else None))
-
-    def _make_batch(self, atoms: Atoms) -> Batch:
-        """One frame with the edges within rcut. Raises ElementError, DataError."""
-        types = self._types(atoms)
-        positions = np.ascontiguousarray(atoms.positions, dtype=np.float64)
-        cell = np.asarray(atoms.cell.array, dtype=np.float64)
-        for name, values in (("positions", positions), ("cell", cell)):
-            if not np.isfinite(values).all():
-                rows = np.flatnonzero(~np.isfinite(values).all(axis=1))[:5].tolist()
-                raise DataError(
-                    f"`atoms.{name}` is not finite in rows {rows}; expected numbers in A. "
-                    "Restart from the last good structure."
-                )
-        center, neighbor, shift = self._edges.update(positions, cell, np.asarray(atoms.pbc))
-        n_atoms = len(positions)
-        return Batch(
-            positions=torch.from_numpy(positions),
-            types=torch.from_numpy(types),
-            frame_index=torch.zeros(n_atoms, dtype=torch.int64),
-            cell=torch.from_numpy(cell)[None],
-            center=torch.from_numpy(center),
-            neighbor=torch.from_numpy(neighbor),
-            shift=torch.from_numpy(shift),
-            n_atoms_per_frame=torch.tensor([n_atoms]),
-        )
 
     def _types(self, atoms: Atoms) -> np.ndarray:
         """Types (n_atoms,) in the model's type_map. Raises ElementError naming every unknown element."""
@@ -162,77 +158,19 @@ class DPCalculator(AseCalculator):
             unknown = sorted({chemical_symbols[z] for z in atoms.numbers[types < 0]})
             raise ElementError(
                 f"elements {unknown} of the structure are unknown to the model `{self.parameters['model']}`; "
-                f"it knows {list(self._evaluator.type_map)}. Use a model trained on these elements."
+                f"it knows {list(self._evaluator.calculator.type_map)}. Use a model trained on these elements."
             )
         return types
 
-    def __getstate__(self) -> dict[str, Any]:
-        # The neighbour list is a cache (and may hold native handles): a pickled or copied calculator builds its own.
-        return {key: value for key, value in self.__dict__.items() if key != "_edges"}
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._edges = _CurrentEdges(self._evaluator.rcut, self.parameters["skin"])
-
-
-class _CurrentEdges:
-    """The directed pairs within `rcut`, taken each step from a Verlet list of those within rcut + skin.
-
-    The list is put in the order (i, j, S) when it changes, and distances are elementwise sums, so the pairs and their
-    order are a function of the present structure alone. Coordinates are handled one by one: contiguous gathers of a
-    column are four times faster than gathers of rows.
-    """
-
-    def __init__(self, rcut: float, skin: float):
-        self._rcut_squared = rcut * rcut
-        self._verlet = VerletList(rcut, skin)
-        self._listed: Edges | None = None  # what VerletList returned last
-        self._candidates: Edges
-        self._counts: np.ndarray  # candidates of each centre
-        self._cell = np.full((3, 3), np.nan)
-        self._offsets: list[np.ndarray]  # the columns of S.cell
-
-    def update(self, positions: np.ndarray, cell: np.ndarray, pbc: np.ndarray) -> Edges:
-        """i, j (n_edges,) and S (n_edges, 3), int64, of the pairs with |r_j - r_i + S.cell| <= rcut."""
-        listed = self._verlet.update(positions, cell, pbc)
-        changed = self._listed is None or any(a is not b for a, b in zip(listed, self._listed, strict=True))
-        if changed:
-            i, j, shift = listed
-            order = np.lexsort((shift[:, 2], shift[:, 1], shift[:, 0], j, i))
-            self._listed, self._candidates = listed, (i[order], j[order], shift[order])
-            self._counts = np.bincount(i, minlength=len(positions))
-        i, j, shift = self._candidates
-        if changed or not np.array_equal(cell, self._cell):
-            s = [np.ascontiguousarray(shift[:, k], dtype=np.float64) for k in range(3)]
-            self._offsets = [s[0] * cell[0, k] + s[1] * cell[1, k] + s[2] * cell[2, k] for k in range(3)]
-            self._cell = cell.copy()
-        squared = np.zeros(len(i))
-        for k in range(3):
-            x = np.ascontiguousarray(positions[:, k])
-            component = x.take(j)
-            component -= np.repeat(x, self._counts)  # x.take(i): i is sorted
-            component += self._offsets[k]
-            component *= component
-            squared += component
-        within = np.flatnonzero(squared <= self._rcut_squared)
-        return i.take(within), j.take(within), shift.take(within, axis=0)
-
-
-def _resolve_model(model: str | PathLike[str] | EnergyModel, precision: Precision | None, device: str) -> EnergyModel:
-    """Load by name or path; an EnergyModel is used as it is, or copied where `precision` asks for another dtype."""
-    if isinstance(model, str | PathLike):
-        from dpsim.models.checkpoint import load_model
-
-        return load_model(fspath(model), device=device, precision=precision)
-    if precision not in (None, "float32", "float64"):
-        raise ConfigError(f"`precision` is {precision!r}; expected 'float32', 'float64' or None (the model's own).")
-    if precision is not None and getattr(torch, precision) != model.dtype:
-        config = model.config.model_copy(update={"precision": precision})
-        converted = type(model)(config)
-        converted.load_state_dict(model.state_dict())
-        converted.metadata = model.metadata
-        model = converted
-    return model.to(device)
+def _finite(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """`atoms.<name>` (n, 3) as a contiguous float64 array. Raises DataError naming the rows that are not finite."""
+    if not np.isfinite(values).all():
+        rows = np.flatnonzero(~np.isfinite(values).all(axis=1))[:5].tolist()
+        raise DataError(
+            f"`atoms.{name}` is not finite in rows {rows}; expected numbers in A. Restart from the last good structure."
+        )
+    return np.ascontiguousarray(values, dtype=np.float64)
 
 
 def _type_table(type_map: tuple[str, ...]) -> np.ndarray:

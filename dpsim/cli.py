@@ -94,6 +94,67 @@ def convert(
 
 
 @app.command()
+def compress(
+    model: Annotated[
+        str, typer.Argument(help="A model (.dpsim, or a bundled name), or a DeePMD-kit one (.dp, .yaml).")
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The student to write (.dpsim).")],
+    data: Annotated[list[Path] | None, typer.Option(help="Frames to measure errors on; may be repeated.")] = None,
+    frames: Annotated[int, typer.Option(min=1, help="At most this many of them, evenly spread.")] = 20,
+    tolerance: Annotated[float, typer.Option(help="Largest error of a force component, eV/A.")] = 1e-5,
+    rank: Annotated[str, typer.Option(help="full, auto, or the number of modes of each pair of elements.")] = "full",
+    r_min: Annotated[float | None, typer.Option(help="Where the tables begin, A.")] = None,
+    precision: Annotated[str, typer.Option(help="What the student computes in: float32 or float64.")] = "float32",
+) -> None:
+    """Tabulate a model: the same forces within a tolerance, from less arithmetic."""
+    from dpsim.distill.compress import compress_file
+
+    compress_file(
+        model,
+        output,
+        data or [],
+        max_frames=frames,
+        console=Console(highlight=False),
+        tolerance=tolerance,
+        rank=int(rank) if rank.isdecimal() else rank,
+        r_min=r_min,
+        precision=precision,
+    )
+    typer.echo(f"written to {output}")
+
+
+def _print_pes_path(asked: bool) -> None:
+    """`--pes-path` needs no other argument."""
+    if asked:
+        from dpsim.calculators.ipi_driver import PES_PATH
+
+        typer.echo(PES_PATH)
+        raise typer.Exit
+
+
+@app.command("ipi-driver")
+def ipi_driver(
+    model: ModelName,
+    structure: Annotated[Path, typer.Argument(help="A file with the atoms of i-PI's input, in its order.")],
+    unix: Annotated[str | None, typer.Option(help="The <address> of i-PI's unix ffsocket, or a path.")] = None,
+    inet: Annotated[str | None, typer.Option(help="HOST:PORT of i-PI's inet ffsocket.")] = None,
+    rejoin: Annotated[bool, typer.Option("--rejoin", help="Wait for i-PI, and for the next one after it.")] = False,
+    precision: Annotated[str | None, typer.Option(help="float32 or float64; default: the model's own.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+    pes_path: Annotated[
+        bool, typer.Option("--pes-path", is_eager=True, callback=_print_pes_path, help="Print i-PI's PES file.")
+    ] = False,
+) -> None:
+    """Give i-PI the forces of a model, over its socket."""
+    from dpsim.calculators.ipi_driver import Address, serve_structure_file
+
+    if (unix is None) == (inet is None):
+        raise DpsimError("`--unix` and `--inet` are both or neither given; expected one. Give the address of i-PI.")
+    address = Address.unix(unix) if unix is not None else Address.inet(inet or "")
+    serve_structure_file(address, model, structure, precision=precision, device=device, rejoin=rejoin, say=typer.echo)
+
+
+@app.command()
 def show(
     model: ModelName,
     as_json: Annotated[bool, typer.Option("--json", help="The whole header as JSON.")] = False,

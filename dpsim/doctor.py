@@ -86,6 +86,7 @@ def _native() -> list[Check]:
         Check("native kernels", "instruction set", "ok", found.isa),
         Check("native kernels", "OpenMP", "ok" if found.openmp else "missing", openmp),
         Check("native kernels", "CUDA", "ok" if found.cuda_devices else "missing", cuda),
+        Check("native kernels", "students", "ok", f"CPU, {found.isa}" + (", CUDA" if found.cuda_devices else "")),
     ]
 
 

@@ -1,8 +1,9 @@
 """The ASE engine: ASE's integrators, stepped one by one, with exact restarts.
 
 Continuing from a checkpoint repeats the run bit by bit if the calculator's results are a function of the present
-structure alone (DPCalculator's are, whatever its neighbour list went through); with calculators whose neighbour lists
-have a memory, such as ASE's EMT, the order of summation may differ and trajectories part at rounding.
+structure alone, or if it says what else they depend on (`Remembers`), as DPCalculator does. With other calculators
+whose neighbour lists have a history, such as ASE's EMT, the order of summation may differ and trajectories part at
+rounding.
 """
 
 from __future__ import annotations
@@ -14,7 +15,17 @@ from typing import Any
 import numpy as np
 
 from dpsim.engines.ase_integrators import Integrator, make_integrator
-from dpsim.engines.base import Array, Engine, Progress, RunControl, StageResult, StageSettings, State, generator
+from dpsim.engines.base import (
+    Array,
+    Engine,
+    Progress,
+    Remembers,
+    RunControl,
+    StageResult,
+    StageSettings,
+    State,
+    generator,
+)
 from dpsim.engines.output import (
     RESTART,
     Checkpoint,
@@ -91,7 +102,9 @@ class _StageRun:
         self.random = generator(control.seed, f"{control.name}/thermostat")
         start = self._first_state(state) if saved is None else saved.state
         self.atoms = atoms_from_state(start)
-        self.atoms.calc = calculator
+        self.atoms.calc = self.calculator = calculator
+        if isinstance(calculator, Remembers):
+            calculator.recall({} if saved is None else saved.calculator)
         self.has_volume = start.has_volume
         self.has_stress = start.has_volume and "stress" in getattr(calculator, "implemented_properties", ())
         self.freedom = max(1, stage.degrees_of_freedom(len(self.atoms)))
@@ -242,6 +255,7 @@ class _StageRun:
                 state=self._state(),
                 settings=self.settings,
                 integrator=self.integrator.state(),
+                calculator=self.calculator.memory() if isinstance(self.calculator, Remembers) else {},
                 generator=dict(self.random.bit_generator.state),
                 wall_seconds=self._wall_seconds(),
             )

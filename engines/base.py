@@ -12,7 +12,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -139,6 +139,20 @@ class RunControl:
     should_stop: Callable[[], bool] = lambda: False
     checkpoint_seconds: float = 15.0
     identity: dict[str, Any] | None = None  # what, besides the settings, must be unchanged to continue (model, ...)
+
+
+@runtime_checkable
+class Remembers(Protocol):
+    """A calculator whose rounding depends on more than the present structure, and which says on what.
+
+    Engines keep its memory with a checkpoint, and begin every stage with an empty one.
+    """
+
+    def memory(self) -> dict[str, NDArray[Any]]:
+        """What rounding depends on: arrays by name."""
+
+    def recall(self, memory: dict[str, NDArray[Any]]) -> None:
+        """Go on, bit by bit, as after `memory` was taken; {}: as if nothing had been calculated before."""
 
 
 class Engine(ABC):

@@ -36,6 +36,7 @@ CHECKPOINT_VERSION = 1
 THERMO, TRAJECTORY, TOPOLOGY, RESTART = "thermo.csv", "trajectory.trr", "topology.pdb", "restart.npz"
 START = "start.npz"  # a checkpoint of step 0, kept: where diagnoses and comparisons start from
 
+_OWNERS = ("integrator", "calculator")  # fields of a checkpoint that are arrays by name
 _EXTENDABLE = ("n_steps",)  # settings that may change between runs of a stage: totals may grow
 
 
@@ -43,7 +44,7 @@ _EXTENDABLE = ("n_steps",)  # settings that may change between runs of a stage: 
 class Checkpoint:
     """Everything needed to go on after `step` steps as if nothing had happened.
 
-    integrator: arrays that the integrator needs besides the state; generator: state of the random number generator;
+    integrator, calculator: arrays that they need besides the state; generator: state of the random number generator;
     settings: the stage's settings and the identity of the run; *_bytes: lengths of the output files at this step.
     """
 
@@ -52,6 +53,7 @@ class Checkpoint:
     state: State
     settings: dict[str, Any]
     integrator: dict[str, NDArray[Any]] = field(default_factory=dict)
+    calculator: dict[str, NDArray[Any]] = field(default_factory=dict)
     generator: dict[str, Any] | None = None
     thermo_bytes: int = 0
     trajectory_bytes: int = 0
@@ -76,7 +78,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "trajectory_bytes": checkpoint.trajectory_bytes,
         "wall_seconds": checkpoint.wall_seconds,
     }
-    arrays: dict[str, NDArray[Any]] = {f"integrator:{key}": value for key, value in checkpoint.integrator.items()}
+    arrays: dict[str, NDArray[Any]] = {
+        f"{owner}:{key}": value for owner in _OWNERS for key, value in getattr(checkpoint, owner).items()
+    }
     for name in ("numbers", "masses", "positions", "momenta", "cell", "pbc"):
         arrays[name] = getattr(state, name)
     temporary = path.with_name(path.name + ".tmp")
@@ -97,13 +101,16 @@ def load_checkpoint(path: Path) -> Checkpoint | None:
     try:
         with np.load(path, allow_pickle=False) as file:
             meta = json.loads(str(file["meta"]))
-            integrator = {k.partition(":")[2]: file[k] for k in file.files if k.startswith("integrator:")}
+            owned: dict[str, Any] = {
+                owner: {k.partition(":")[2]: file[k] for k in file.files if k.startswith(f"{owner}:")}
+                for owner in _OWNERS
+            }
             names = ("numbers", "masses", "positions", "momenta", "cell", "pbc")
             state = State(**{name: file[name] for name in names})
         version = meta.pop("version")
         if version != CHECKPOINT_VERSION:
             raise DataError(f"`version` of {path} is {version}; expected {CHECKPOINT_VERSION}. Use that dpsim version.")
-        return Checkpoint(state=state, integrator=integrator, **meta)
+        return Checkpoint(state=state, **owned, **meta)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         if isinstance(error, DataError):
             raise

@@ -30,7 +30,11 @@ def provenance(context: RunContext) -> dict[str, Any]:
             "precision": protocol.precision or "the model's own",
             "random_streams": [f"{name}/{use}" for name in context.stages for use in ("velocities", "thermostat")],
         },
-        "model": {"name": Path(protocol.model).name, **(model_file(protocol.model) or {})},
+        "model": {
+            "name": Path(protocol.model).name,
+            **(model_file(protocol.model) or {}),
+            **student_of(protocol.model),
+        },
         "software": {"Python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "hardware": hardware(protocol.device),
         "speed": {
@@ -57,6 +61,29 @@ def model_file(name_or_path: str) -> dict[str, str] | None:
         return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
     except (DpsimError, OSError):
         return None
+
+
+def student_of(name_or_path: str) -> dict[str, str]:
+    """Of a compressed model: which model it was made from, and its errors against it. Empty for all others."""
+    from dpsim.models.checkpoint import read_header
+
+    try:
+        header = read_header(name_or_path)
+        if header.get("kind") != "student":
+            return {}
+        teacher = header["provenance"]["teacher"]
+        facts = {"student of": f"{teacher['name'] or 'a model without a name'}, {teacher['sha256'] or 'not a file'}"}
+        report = header["provenance"]["compression"]
+        errors, frames = report["errors"]["float32"], "made-up frames" if report["made_up"] else "frames"
+        facts["errors against it"] = (
+            f"forces {errors['force_rms']:.1e} rms, {errors['force_max']:.1e} at most eV/A, energy "
+            f"{errors['energy_max']:.1e} eV/atom; in float32 on {report['n_frames']} {frames}"
+        )
+        return facts
+    except (DpsimError, OSError):  # not from a file
+        return {}
+    except (KeyError, TypeError, ValueError):  # provenance is free: a student of unknown origin is one all the same
+        return {"student of": "unknown"}
 
 
 def hardware(device: str) -> dict[str, Any]:

@@ -32,11 +32,8 @@ struct Radial {
 };
 
 template <typename T>
-DPSIM_HOST_DEVICE inline Radial<T> environment_radial(T x_, T y_, T z_, Switch p) {
+DPSIM_HOST_DEVICE inline Radial<T> environment_radial(double distance, Switch p) {
   Radial<T> a;
-  // 1. distance: in double, because rcut - r cancels near the cutoff, where single precision would leave w 1e-4 off
-  const double x = x_, y = y_, z = z_;
-  const double distance = std::sqrt(x * x + y * y + z * z);
   const T r = T(distance);
   a.inv_r = r > T(0) ? T(1) / r : T(0);
   // 2. switch: v = 1 - u runs from 1 at rcut_smth to 0 at rcut, so that w keeps its relative accuracy towards rcut
@@ -53,6 +50,13 @@ DPSIM_HOST_DEVICE inline Radial<T> environment_radial(T x_, T y_, T z_, Switch p
   a.ds = (a.dw - a.s) * inv;
   a.dq = (a.ds - a.q) * inv;
   return a;
+}
+
+template <typename T>
+DPSIM_HOST_DEVICE inline Radial<T> environment_radial(T x_, T y_, T z_, Switch p) {
+  // 1. distance: in double, because rcut - r cancels near the cutoff, where single precision would leave w 1e-4 off
+  const double x = x_, y = y_, z = z_;
+  return environment_radial<T>(std::sqrt(x * x + y * y + z * z), p);
 }
 
 #if defined(DPSIM_ISA)

@@ -12,6 +12,9 @@
 namespace dpsim {
 
 struct Switch;
+struct Student;
+struct AtomsView;
+struct StudentOutput;
 
 template <typename T>
 struct KernelsOf {
@@ -40,6 +43,13 @@ struct KernelsOf {
                         T* x_bar, T* f_bar, int threads);
   void (*rows_backward_twice)(int64_t rows, int n, int64_t ld, const T* x, const T* f, bool center, double eps,
                               const T* b, const T* u, const T* t, T* x_grad, T* f_grad, T* b_grad, int threads);
+
+  void* (*student_pack)(const Student& student);
+  void (*student_unpack)(void* packed);
+  void* (*student_scratch)(const void* packed, int threads);
+  void (*student_scratch_free)(void* scratch);
+  int64_t (*student_scratch_bytes)(const void* scratch);
+  void (*student_evaluate)(const void* packed, void* scratch, const AtomsView& atoms, StudentOutput& out, int threads);
 };
 
 struct Kernels {

@@ -3,6 +3,7 @@
 #include "isa.h"
 #include "radial_kernel.h"
 #include "rows_kernel.h"
+#include "student_kernel.h"
 
 namespace dpsim {
 namespace DPSIM_ISA {
@@ -12,7 +13,9 @@ constexpr KernelsOf<T> table() {
   return {environment<T>,       environment_vjp<T>,        environment_jvp<T>,
           embedding_forward<T>, embedding_backward<T>,     radial_forward<T>,
           radial_backward_inputs<T>, radial_backward_twice<T>, radial_backward_parameters<T>,
-          rows_forward<T>, rows_backward<T>, rows_backward_twice<T>};
+          rows_forward<T>,       rows_backward<T>,         rows_backward_twice<T>,
+          student_pack<T>,       student_unpack<T>,        student_scratch<T>,
+          student_scratch_free<T>, student_scratch_bytes<T>, student_evaluate<T>};
 }
 
 }  // namespace DPSIM_ISA

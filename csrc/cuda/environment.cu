@@ -2,11 +2,10 @@
 //
 // One thread per edge: reads edge_vec (n, 3); writes env (n, 4), w (n,) and, unless null, d_env (n, 4, 3), dw (n,).
 // Nothing is accumulated: deterministic. The launch is asynchronous on the given stream.
-#include <cuda_runtime.h>
-
 #include "../common/environment_arguments.h"
 #include "../common/environment_row.h"
 #include "cuda_runtime_info.h"
+#include "device.h"
 #include "dpsim.h"
 
 namespace dpsim {
@@ -43,14 +42,14 @@ __global__ void environment_kernel(int64_t n, const T* __restrict__ edge_vec, Sw
 }
 
 template <typename T>
-int launch(int64_t n, const T* edge_vec, double rcut, double rcut_smth, double protection, T* env, T* w, T* d_env,
-           T* dw, void* stream) {
+int environment_cuda(int64_t n, const T* edge_vec, double rcut, double rcut_smth, double protection, T* env, T* w,
+                     T* d_env, T* dw, void* stream) {
   if (const int status = check_environment(n, rcut, rcut_smth, protection, edge_vec && env && w)) return status;
   if (n == 0) return DPSIM_OK;  // an empty grid is a launch error
   const int64_t blocks = (n + kThreads - 1) / kThreads;
   if (blocks > 0x7fffffff) return fail(DPSIM_INVALID_ARGUMENT, "`n` is too large for one launch; split the edges");
-  environment_kernel<T><<<unsigned(blocks), kThreads, 0, static_cast<cudaStream_t>(stream)>>>(
-      n, edge_vec, Switch(rcut, rcut_smth, protection), env, w, d_env, dw);
+  launch(environment_kernel<T>, unsigned(blocks), kThreads, 0, static_cast<cudaStream_t>(stream), n, edge_vec,
+         Switch(rcut, rcut_smth, protection), env, w, d_env, dw);
   const cudaError_t error = cudaGetLastError();
   if (error != cudaSuccess) return fail(DPSIM_CUDA_ERROR, "CUDA: %s", cudaGetErrorString(error));
   return DPSIM_OK;
@@ -61,9 +60,9 @@ int launch(int64_t n, const T* edge_vec, double rcut, double rcut_smth, double p
 
 int dpsim_environment_cuda_f32(int64_t n, const float* edge_vec, double rcut, double rcut_smth, double protection,
                                float* env, float* w, float* d_env, float* dw, void* stream) {
-  return dpsim::launch(n, edge_vec, rcut, rcut_smth, protection, env, w, d_env, dw, stream);
+  return dpsim::environment_cuda(n, edge_vec, rcut, rcut_smth, protection, env, w, d_env, dw, stream);
 }
 int dpsim_environment_cuda_f64(int64_t n, const double* edge_vec, double rcut, double rcut_smth, double protection,
                                double* env, double* w, double* d_env, double* dw, void* stream) {
-  return dpsim::launch(n, edge_vec, rcut, rcut_smth, protection, env, w, d_env, dw, stream);
+  return dpsim::environment_cuda(n, edge_vec, rcut, rcut_smth, protection, env, w, d_env, dw, stream);
 }

@@ -10,7 +10,7 @@
 #include <stdint.h>
 
 #define DPSIM_VERSION "0.1.0"
-#define DPSIM_ABI 1 /* raised whenever a signature or struct below changes */
+#define DPSIM_ABI 2 /* raised whenever a signature or struct below changes */
 
 #if defined(__GNUC__)
 #define DPSIM_API __attribute__((visibility("default")))
@@ -189,6 +189,71 @@ DPSIM_API int dpsim_rows_backward_twice_f64(int64_t rows, int n, int64_t ld, con
                                             int center, double eps, const double* b, const double* u, const double* t,
                                             double* x_grad, double* f_grad, double* b_grad,
                                             const dpsim_execution* execution);
+
+/* ---- students: tabulated models --------------------------------------------------------------------------------------
+ * A student is a .dpsim file written by `dpsim compress`: tables of the embedding in r, a fitting net per element. The
+ * equations are in docs/students.md, step by step as in the kernels. Everything here is in float64, A, eV, whatever
+ * precision the student computes in.
+ *
+ * A model is immutable: any number of threads may use one at once. A workspace belongs to one caller at a time; it
+ * keeps buffers and the neighbour list between calls, and decides where the work is done.
+ */
+typedef struct dpsim_student dpsim_student;
+typedef struct dpsim_workspace dpsim_workspace;
+
+typedef enum { DPSIM_PRECISION_FILE = 0, DPSIM_FLOAT32 = 32, DPSIM_FLOAT64 = 64 } dpsim_precision;
+
+typedef struct {
+  int32_t n_types;
+  int32_t precision; /* 32 or 64: what it computes in */
+  double rcut;       /* A, the largest of its parts */
+  double r_min;      /* A, where its tables begin */
+} dpsim_student_info_t;
+
+DPSIM_API int dpsim_student_open(const char* path, int precision, dpsim_student** student);
+DPSIM_API int dpsim_student_from_memory(const void* file, int64_t size, int precision, dpsim_student** student);
+DPSIM_API void dpsim_student_close(dpsim_student* student); /* NULL is allowed */
+DPSIM_API int dpsim_student_info(const dpsim_student* student, dpsim_student_info_t* info);
+/* The element symbol of a type; NULL for a type it does not have. Lives as long as the student. */
+DPSIM_API const char* dpsim_student_type_name(const dpsim_student* student, int type);
+
+/* On the CPU, with `threads` and `isa` of `execution` (NULL: one thread, best instruction set). */
+DPSIM_API int dpsim_workspace_create(const dpsim_execution* execution, dpsim_workspace** workspace);
+/* On CUDA device `device`. DPSIM_UNSUPPORTED if there is none or CUDA kernels were not built. */
+DPSIM_API int dpsim_workspace_create_cuda(int device, dpsim_workspace** workspace);
+DPSIM_API void dpsim_workspace_free(dpsim_workspace* workspace); /* NULL is allowed */
+/* Bytes of memory it holds (on the device, for CUDA). */
+DPSIM_API int64_t dpsim_workspace_bytes(const dpsim_workspace* workspace);
+
+/* What a call computes: arrays of the caller; NULL where not wanted. Every one is overwritten, never added to. */
+typedef struct {
+  double* energy;      /* (1,) */
+  double* atom_energy; /* (n,) */
+  double* forces;      /* (n, 3); with ghosts (n_all, 3): the ghosts' share is in their rows */
+  double* virial;      /* (9,) row-major, -dE/d(strain), eV */
+  double* atom_virial; /* (n, 9): the centre's share */
+  int64_t below_range; /* out: directed pairs nearer than r_min */
+  int64_t n_rebuilds;  /* out: neighbour lists built by this workspace so far */
+} dpsim_results;
+
+/* One configuration. types (n,) in [0, n_types); positions (n, 3), any real numbers, wrapped or not; cell (3, 3) rows
+ * are lattice vectors, pbc (3,) 0 or 1; rows of open directions are ignored; cell may be NULL if nothing is periodic.
+ * Any cell, triclinic, left-handed, smaller than the cutoff. The neighbour list holds pairs within rcut + skin and is built anew when
+ * an atom has moved so far that one could be missing; 0 <= skin. Results never depend on the skin but in rounding. */
+DPSIM_API int dpsim_student_compute(const dpsim_student* student, dpsim_workspace* workspace, int64_t n,
+                                    const int32_t* types, const double* positions, const double* cell,
+                                    const int32_t* pbc, double skin, dpsim_results* results);
+
+/* The same for an engine with its own ghost atoms and neighbour list, as LAMMPS has: atoms 0 .. n_local - 1 are
+ * centres, those up to n_all ghosts; neighbours of centre i are neighbors[offsets[i]] .. [offsets[i + 1]], both
+ * directions listed, all within rcut (more may be there). `list_changed` = 0 promises that offsets, neighbors and
+ * types are those of the previous call with this workspace. first_type: the type of the first atom of the whole
+ * configuration (read by some imported models only). */
+DPSIM_API int dpsim_student_compute_neighbors(const dpsim_student* student, dpsim_workspace* workspace,
+                                              int64_t n_local, int64_t n_all, const int32_t* types,
+                                              const double* positions, const int64_t* offsets,
+                                              const int32_t* neighbors, int list_changed, int32_t first_type,
+                                              dpsim_results* results);
 
 #ifdef __cplusplus
 }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import sys
 import warnings
 from ctypes import POINTER, Structure, byref, c_char_p, c_double, c_int, c_int32, c_int64, c_void_p
 from dataclasses import dataclass
@@ -14,14 +13,20 @@ from typing import Any
 import torch
 
 from dpsim.errors import DpsimError
+from dpsim.kernels.location import library_path
 
-ABI = 1  # DPSIM_ABI of csrc/include/dpsim.h
+ABI = 2  # DPSIM_ABI of csrc/include/dpsim.h
+INVALID_ARGUMENT = 1  # of dpsim_status
 ISA_NAMES = {1: "scalar", 2: "AVX2", 3: "AVX-512"}
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
 
 
 class NativeError(DpsimError, RuntimeError):
-    """A native kernel refused its arguments or failed; the message is the library's."""
+    """A native kernel refused its arguments or failed; the message is the library's, `refused` says which of both."""
+
+    def __init__(self, message: str, refused: bool = False):
+        super().__init__(message)
+        self.refused = refused
 
 
 class Execution(Structure):
@@ -66,12 +71,19 @@ _SIGNATURES = {
     "environment_jvp": [*_environment, c_void_p, c_void_p, c_void_p, POINTER(Execution)],
     "environment_cuda": [*_environment, c_void_p, c_void_p, c_void_p, c_void_p, c_void_p],
 }
-
-
-def library_path() -> Path:
-    """Where the build puts the library: beside the package's code, in every kind of installation."""
-    name = "libdpsim.dylib" if sys.platform == "darwin" else "libdpsim.so"
-    return Path(__file__).resolve().parent.parent / "_lib" / name
+_student = [c_void_p, c_void_p]  # student, workspace
+_PLAIN_SIGNATURES = {  # of one precision: (arguments, result)
+    "student_open": ([c_char_p, c_int, POINTER(c_void_p)], c_int),
+    "student_from_memory": ([c_char_p, c_int64, c_int, POINTER(c_void_p)], c_int),
+    "student_close": ([c_void_p], None),
+    "student_info": ([c_void_p, c_void_p], c_int),
+    "student_type_name": ([c_void_p, c_int], c_char_p),
+    "workspace_create": ([POINTER(Execution), POINTER(c_void_p)], c_int),
+    "workspace_create_cuda": ([c_int, POINTER(c_void_p)], c_int),
+    "workspace_free": ([c_void_p], None),
+    "workspace_bytes": ([c_void_p], c_int64),
+    "student_compute": ([*_student, c_int64, *[c_void_p] * 4, c_double, c_void_p], c_int),
+}
 
 
 @cache
@@ -94,6 +106,9 @@ def _open() -> tuple[ctypes.CDLL | None, str]:
         for suffix in SUFFIX.values():
             function = getattr(lib, f"dpsim_{name}_{suffix}")
             function.argtypes, function.restype = arguments, c_int
+    for name, (arguments, result) in _PLAIN_SIGNATURES.items():
+        function = getattr(lib, f"dpsim_{name}")
+        function.argtypes, function.restype = arguments, result
     return lib, ""
 
 
@@ -139,4 +154,5 @@ def check(status: int) -> None:
     """Raise NativeError if a call into the library did not return DPSIM_OK."""
     if status:
         lib, problem = _open()
-        raise NativeError(lib.dpsim_last_error().decode() if lib is not None else problem)
+        message = lib.dpsim_last_error().decode() if lib is not None else problem
+        raise NativeError(message, refused=status == INVALID_ARGUMENT)

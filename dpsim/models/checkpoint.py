@@ -1,8 +1,9 @@
 """The model file: one `.dpsim` file of weights (safetensors) and a JSON header with everything else.
 
-Header: format_version, package_version, config, type_map, units, rcut (A), precision, provenance (data names and
-hashes, training metrics, seed, licence, citation, ...), sha256 of header and weights. Loading it runs no code:
-the config goes through pydantic, the weights must have exactly the names, shapes and dtypes that it implies.
+Header: format_version, kind (model, or student: a tabulated one), package_version, config, type_map, units, rcut (A),
+precision, provenance (data names and hashes, training metrics, seed, licence, citation, ...), sha256 of header and
+weights. Loading it runs no code: the config goes through pydantic, the weights must have exactly the names, shapes and
+dtypes that it implies.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ from dpsim import config as config_module
 from dpsim.errors import ConfigError, ModelFileError, did_you_mean
 from dpsim.models import container
 from dpsim.models.config import ModelConfig
-from dpsim.models.energy_model import DTYPES, EnergyModel
+from dpsim.models.energy_model import EnergyModel
+from dpsim.models.potential import DTYPES
+from dpsim.models.student import Student
+from dpsim.models.student_config import StudentConfig
 
 SUFFIX = ".dpsim"
 FORMAT_VERSION = 1
@@ -28,6 +32,7 @@ BUNDLED = Path(__file__).parent / "bundled"
 UNITS = {"length": "Angstrom", "energy": "eV", "force": "eV/Angstrom", "virial": "eV", "mass": "amu"}
 
 # header of version k -> header of version k + 1
+_CONFIGS: dict[str, type[ModelConfig] | type[StudentConfig]] = {"model": ModelConfig, "student": StudentConfig}
 _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 
@@ -41,22 +46,33 @@ def package_version() -> str:
 
 def save_model(
     path: str | Path,
-    model: EnergyModel,
+    model: EnergyModel | Student,
     provenance: Mapping[str, Any] | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
-    """Write a model file atomically.
+    """Write the file of a model or a student atomically.
 
     Args: provenance: plain data (JSON), kept in the header; default: what the model was loaded with; weights: other
     values for the model's state_dict, such as averaged ones.
     Raises: ModelFileError if a weight is not finite or the provenance is not JSON.
     """
+    container.atomic_write(path, model_bytes(model, provenance, weights, path))
+
+
+def model_bytes(
+    model: EnergyModel | Student,
+    provenance: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    path: str | Path = "model",
+) -> bytes:
+    """What `save_model` writes; `path` is for messages."""
     if provenance is None:
         provenance = model.metadata.get("provenance", {})
     tensors = {**model.state_dict(), **(weights or {})}
     container.check_tensors(tensors, model.state_dict(), path)
     header = {
         "format_version": FORMAT_VERSION,
+        "kind": "student" if isinstance(model, Student) else "model",
         "package_version": package_version(),
         "config": model.config.model_dump(mode="json"),
         "type_map": list(model.type_map),
@@ -66,15 +82,15 @@ def save_model(
         "provenance": _plain(provenance),
     }
     try:
-        container.write(path, tensors, header)
+        return container.to_bytes(tensors, header)
     except (TypeError, ValueError) as error:
         raise ModelFileError(f"`provenance` cannot be written as JSON ({error}); expected plain values.") from None
 
 
 def load_model(
     name_or_path: str | Path, device: str | torch.device = "cpu", precision: Literal["float32", "float64"] | None = None
-) -> EnergyModel:
-    """Load a model by path, or a bundled one by name (`load_model("water-pbe0ts")`).
+) -> EnergyModel | Student:
+    """Load a model or a student by path, or a bundled one by name (`load_model("water-pbe0ts")`).
 
     Args: precision: evaluate in this precision instead of the file's.
     Returns: the model, in evaluation mode; `model.metadata` is the file's header.
@@ -84,15 +100,34 @@ def load_model(
     header, tensors = container.read(path)
     header, config = _checked(header, path)
     with torch.device("meta"):  # names and shapes first: a hostile config costs no memory
-        container.check_tensors(tensors, EnergyModel(config).state_dict(), path)
+        container.check_tensors(tensors, _build(config).state_dict(), path)
     if precision is not None and precision != config.precision:
         if precision not in DTYPES:
             raise ConfigError(f"`precision` is {precision!r}; expected one of {', '.join(DTYPES)}. Correct it.")
         config = config.model_copy(update={"precision": precision})
-    model = EnergyModel(config)
+    model = _build(config)
     model.load_state_dict(tensors)
     model.metadata = header
     return model.to(device).eval()
+
+
+def load_trainable(
+    name_or_path: str | Path, device: str | torch.device = "cpu", precision: Literal["float32", "float64"] | None = None
+) -> EnergyModel:
+    """As `load_model`, for what has weights to train or to tabulate. Raises ModelFileError for a student."""
+    model = load_model(name_or_path, device, precision)
+    if isinstance(model, Student):
+        teacher = model.metadata["provenance"].get("teacher")
+        name = teacher.get("name") if isinstance(teacher, dict) else None
+        raise ModelFileError(
+            f"`{name_or_path}` is a student already: tables, which cannot be trained or compressed again; expected an "
+            f"ordinary model. Use the one it was made from{f', `{name}`' if name else ''}."
+        )
+    return model
+
+
+def _build(config: ModelConfig | StudentConfig) -> EnergyModel | Student:
+    return Student(config) if isinstance(config, StudentConfig) else EnergyModel(config)
 
 
 def read_header(name_or_path: str | Path) -> dict[str, Any]:
@@ -125,7 +160,7 @@ def find_model(name_or_path: str | Path) -> Path:
     )
 
 
-def _checked(header: dict[str, Any], path: Path) -> tuple[dict[str, Any], ModelConfig]:
+def _checked(header: dict[str, Any], path: Path) -> tuple[dict[str, Any], ModelConfig | StudentConfig]:
     """Header of the present version and its config. Raises ModelFileError."""
     version = header.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
@@ -138,15 +173,18 @@ def _checked(header: dict[str, Any], path: Path) -> tuple[dict[str, Any], ModelC
     while version < FORMAT_VERSION:
         header = _UPGRADES[version](header)
         version = header["format_version"]
-    data = header.get("config")
+    kind, data = header.get("kind", "model"), header.get("config")
+    if not isinstance(kind, str) or kind not in _CONFIGS:
+        raise ModelFileError(f"`{path}` is of the kind {kind!r}; expected one of {', '.join(_CONFIGS)}. Update dpsim.")
     if not isinstance(data, dict):
         raise ModelFileError(f"`{path}` carries no config. Get the file again.")
     try:
-        config = config_module.validate(data, ModelConfig, source=f"config of `{path}`")
+        config = config_module.validate(data, _CONFIGS[kind], source=f"config of `{path}`")
     except ConfigError as error:
         raise ModelFileError(f"`{path}` carries a config that cannot be used:\n{error}") from None
     same = header.get("type_map") == config.type_map and header.get("precision") == config.precision
-    if not same or not isinstance(header.get("provenance"), dict) or config.descriptor.sel == "auto":
+    unresolved = isinstance(config, ModelConfig) and any(d.sel == "auto" for d in config.descriptors)
+    if not same or not isinstance(header.get("provenance"), dict) or unresolved:
         raise ModelFileError(f"`{path}` contradicts itself: header and config differ. Get the file again.")
     return header, config
 

@@ -14,12 +14,11 @@ TypePair = tuple[int, int]
 
 
 class DescriptorConfig(StrictModel):
-    """What every descriptor with a two-body environment matrix shares."""
+    """What every descriptor with a two-body environment matrix shares: all of them, but for the hybrid."""
 
     rcut: PositiveFloat = Field(6.0, description="cutoff radius, Angstrom")
     rcut_smth: Annotated[float, Field(ge=0)] = Field(0.5, description="where the switch starts to fall, Angstrom")
     neuron: list[PositiveInt] = Field([25, 50, 100], description="widths of the embedding net")
-    axis_neuron: PositiveInt = Field(16, description="columns M' of the second factor of the descriptor")
     activation: Activation = "tanh"
     resnet_dt: bool = Field(False, description="a trainable time step on each residual layer of the embedding net")
     exclude_types: list[TypePair] = Field([], description="pairs of type indices that do not see each other")
@@ -29,6 +28,16 @@ class DescriptorConfig(StrictModel):
     def _check(self) -> DescriptorConfig:
         if self.rcut_smth >= self.rcut:
             raise ValueError(f"`rcut_smth` is {self.rcut_smth}; expected a number below `rcut` = {self.rcut}.")
+        return self
+
+
+class AngularConfig(DescriptorConfig):
+    """What the descriptors D = A^T A[:, :M'] share, which see angles."""
+
+    axis_neuron: PositiveInt = Field(16, description="columns M' of the second factor of the descriptor")
+
+    @model_validator(mode="after")
+    def _check_axis(self) -> AngularConfig:
         if self.axis_neuron > self.neuron[-1]:
             raise ValueError(
                 f"`axis_neuron` is {self.axis_neuron}; expected at most the last width of `neuron`, {self.neuron[-1]}."
@@ -36,7 +45,7 @@ class DescriptorConfig(StrictModel):
         return self
 
 
-class SeE2aConfig(DescriptorConfig):
+class SeE2aConfig(AngularConfig):
     """DeepPot-SE built from two-body embeddings (`se_e2_a`)."""
 
     type: Literal["se_e2_a"] = "se_e2_a"
@@ -46,7 +55,17 @@ class SeE2aConfig(DescriptorConfig):
     type_one_side: bool = Field(False, description="one embedding net per neighbour type instead of per type pair")
 
 
-class Dpa1Config(DescriptorConfig):
+class SeE2rConfig(DescriptorConfig):
+    """DeepPot-SE of distances alone (`se_e2_r`)."""
+
+    type: Literal["se_e2_r"] = "se_e2_r"
+    sel: list[PositiveInt] | Literal["auto"] = Field(
+        "auto", description="expected largest number of neighbours of each type: the normaliser is their sum"
+    )
+    type_one_side: bool = Field(False, description="one embedding net per neighbour type instead of per type pair")
+
+
+class Dpa1Config(AngularConfig):
     """DPA-1: type embedding and gated self-attention over the neighbours (`se_atten`)."""
 
     type: Literal["dpa1"] = "dpa1"
@@ -71,6 +90,22 @@ class Dpa1Config(DescriptorConfig):
     smooth: bool = Field(True, description="weight attention and gates by the switch, so that energies are smooth")
 
 
+SingleConfig = Annotated[SeE2aConfig | SeE2rConfig | Dpa1Config, Field(discriminator="type")]
+SingleConfigs = list[SingleConfig]  # spelled out here: in the class below `list` is a key
+
+
+class HybridConfig(StrictModel):
+    """Several descriptors side by side, each with its own cutoff and settings (`hybrid`)."""
+
+    type: Literal["hybrid"] = "hybrid"
+    list: Annotated[SingleConfigs, Field(min_length=1, description="the descriptors, each with a `type`")]
+
+    @property
+    def rcut(self) -> float:
+        """The largest cutoff, A."""
+        return max(member.rcut for member in self.list)
+
+
 class FittingConfig(StrictModel):
     """The net that maps a descriptor to an atomic energy."""
 
@@ -78,7 +113,7 @@ class FittingConfig(StrictModel):
     activation: Activation = "tanh"
     resnet_dt: bool = Field(True, description="a trainable time step on each residual layer")
     type_wise: bool | None = Field(
-        None, description="one net per centre type; default: yes for se_e2_a, no where types are embedded"
+        None, description="one net per centre type; default: yes, but not where dpa1 embeds the types"
     )
 
 
@@ -86,7 +121,7 @@ class ModelConfig(StrictModel):
     """An energy model: descriptor, fitting net, elements, precision."""
 
     type_map: list[str] = Field(min_length=1, description="element symbols; types index into it")
-    descriptor: Annotated[SeE2aConfig | Dpa1Config, Field(discriminator="type")]
+    descriptor: Annotated[SeE2aConfig | SeE2rConfig | Dpa1Config | HybridConfig, Field(discriminator="type")]
     fitting: FittingConfig = Field(default_factory=FittingConfig)
     precision: Precision = "float32"
     atom_exclude_types: list[int] = Field([], description="types whose atoms carry no energy")
@@ -105,16 +140,21 @@ class ModelConfig(StrictModel):
         n = len(self.type_map)
         if len(set(self.type_map)) != n:
             raise ValueError(f"`type_map` is {self.type_map}; expected every element once.")
-        sel = self.descriptor.sel
-        if isinstance(sel, list) and len(sel) != n:
-            raise ValueError(f"`sel` is {sel}; expected one number for each of {self.type_map}.")
+        for sel in (d.sel for d in self.descriptors):
+            if isinstance(sel, list) and len(sel) != n:
+                raise ValueError(f"`sel` is {sel}; expected one number for each of {self.type_map}.")
         core = self.core_distances
         if isinstance(core, list) and (
             [len(row) for row in core] != [n] * n or any(core[a][b] != core[b][a] for a in range(n) for b in range(n))
         ):
             raise ValueError(f"`core_distances` is {core}; expected a symmetric {n} x {n} table for {self.type_map}.")
-        pairs = [*self.pair_exclude_types, *self.descriptor.exclude_types]
+        pairs = [*self.pair_exclude_types, *(p for d in self.descriptors for p in d.exclude_types)]
         bad = [t for t in [*self.atom_exclude_types, *(t for p in pairs for t in p)] if not 0 <= t < n]
         if bad:
             raise ValueError(f"excluded types are {bad}; expected indices into `type_map`, 0 to {n - 1}.")
         return self
+
+    @property
+    def descriptors(self) -> SingleConfigs:
+        """The descriptor, or those of a hybrid."""
+        return self.descriptor.list if isinstance(self.descriptor, HybridConfig) else [self.descriptor]

@@ -27,11 +27,15 @@ _MAX_INDEX_BYTES = 16 << 20  # names, shapes and header; a model has some tens o
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:
     """Write tensors and header atomically: whoever reads `path` finds the old file or the whole new one."""
+    atomic_write(path, to_bytes(tensors, header))
+
+
+def to_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
+    """The content of a file with these tensors and this header, its SHA-256 added."""
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     data = _data(safetensors_torch.save(tensors))
     full = {**header, "sha256": _digest(header, data)}
-    index = safetensors_torch.save(tensors, {KEY: json.dumps(full, allow_nan=False)})
-    atomic_write(path, index)
+    return safetensors_torch.save(tensors, {KEY: json.dumps(full, allow_nan=False)})
 
 
 def atomic_write(path: str | Path, content: bytes) -> None:

@@ -12,14 +12,26 @@ from torch import Tensor
 from dpsim.models.graph import Graph
 
 
-def truncate_neighbors(graph: Graph, sel: list[int]) -> Graph:
-    """Keep, for each atom, the sum(sel) nearest neighbours, then (len(sel) > 1) the first sel[t] of each type t."""
-    keep = _nearest(graph, torch.zeros_like(graph.center), [sum(sel)])
-    graph = graph if bool(keep.all()) else graph.select(keep)
-    if len(sel) > 1:
-        keep = _nearest(graph, graph.neighbor_types, sel)
+def truncate_neighbors(graph: Graph, sel: list[int], n_listed: int) -> Graph:
+    """Keep, for each atom, the n_listed nearest neighbours, then the sel[t] nearest of each type t.
+
+    With one number in `sel`, types are not told apart. n_listed is sum(sel), but for the descriptors of a hybrid.
+    """
+    for distinct, limit in ((False, [n_listed]), (len(sel) > 1, sel)):
+        keep = _nearest(graph, graph.neighbor_types if distinct else torch.zeros_like(graph.center), limit)
         graph = graph if bool(keep.all()) else graph.select(keep)
     return graph
+
+
+def listed_in_a_hybrid(sels: list[list[int]]) -> int:
+    """Length of the one neighbour list from which the descriptors of a hybrid take their `sel`.
+
+    It has room for the largest sel[t] of each type; where some descriptors tell types apart and others do not, for the
+    largest sum(sel).
+    """
+    if len({len(sel) for sel in sels}) > 1:
+        return max(map(sum, sels))
+    return sum(map(max, zip(*sels, strict=True)))
 
 
 def _nearest(graph: Graph, group: Tensor, limit: list[int]) -> Tensor:

@@ -9,16 +9,24 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from dpsim.errors import ModelFileError, UnsupportedModelError
-from dpsim.models.config import Dpa1Config, FittingConfig, ModelConfig, SeE2aConfig
+from dpsim.models.config import (
+    Dpa1Config,
+    FittingConfig,
+    HybridConfig,
+    ModelConfig,
+    SeE2aConfig,
+    SeE2rConfig,
+    SingleConfig,
+)
+from dpsim.models.descriptors.base import EnvironmentDescriptor, PairDescriptor
 from dpsim.models.descriptors.dpa1 import Dpa1, GatedAttention
-from dpsim.models.descriptors.se_e2_a import SeE2a
 from dpsim.models.energy_model import EnergyModel
 
 Tree = dict[str, Any]
@@ -97,10 +105,10 @@ def _scalar(x: Any) -> float | None:
     return None if x is None else float(np.asarray(x).reshape(-1)[0])
 
 
-def _refuse(what: str) -> None:
+def _refuse(what: str) -> NoReturn:
     raise UnsupportedModelError(
         f"the file holds {what}, which this version of dpsim does not evaluate. "
-        "It reads energy models with the descriptors se_e2_a and dpa1 (se_atten, se_atten_v2)."
+        "It reads energy models with the descriptors se_e2_a, se_e2_r, dpa1 (se_atten, se_atten_v2) and their hybrids."
     )
 
 
@@ -120,33 +128,30 @@ def build_model(tree: Tree) -> EnergyModel:
             _refuse(f"a fitting with {what}")
     if (fitting.get("exclude_types") or []) != (tree.get("atom_exclude_types") or []):
         _refuse("a fitting whose exclude_types are not the model's atom_exclude_types")
-    kind = descriptor["type"]
-    if descriptor.get("spin") or fitting.get("spin"):
+    hybrid = descriptor["type"] == "hybrid"
+    parts = descriptor["list"] if hybrid else [descriptor]
+    if any(d.get("spin") for d in (*parts, fitting)):
         _refuse("a spin model")
-    descriptor_config: SeE2aConfig | Dpa1Config
-    if kind == "se_e2_a":
-        descriptor_config = _se_e2_a_config(descriptor)
-    elif kind in ("dpa1", "se_atten", "se_atten_v2"):
-        descriptor_config = _dpa1_config(descriptor)
-    else:
-        _refuse(f"the descriptor '{kind}'")
+    configs = [_descriptor_config(d) for d in parts]
     config = ModelConfig(
         type_map=tree["type_map"],
-        descriptor=descriptor_config,
+        descriptor=HybridConfig(list=configs) if hybrid else configs[0],
         fitting=FittingConfig(
             neuron=fitting["neuron"],
             activation=_activation(fitting["activation_function"]),
             resnet_dt=fitting["resnet_dt"],
             type_wise=not fitting["mixed_types"],
         ),
-        precision="float64" if "64" in str(descriptor["precision"]) + str(fitting["precision"]) else "float32",
+        precision="float64" if any("64" in str(d["precision"]) for d in (*parts, fitting)) else "float32",
         atom_exclude_types=tree.get("atom_exclude_types") or [],
         pair_exclude_types=[tuple(p) for p in tree.get("pair_exclude_types") or []],
         deepmd_conventions=True,
     )
     model = EnergyModel(config)
     with torch.no_grad():
-        _fill_descriptor(model, descriptor)
+        for target, d in zip(model.descriptor.members, parts, strict=True):
+            _fill_descriptor(target, d)
+            _check_list(target, model.rcut)
         nets = fitting["nets"]["networks"]
         for net, source in zip(model.fitting.nets, nets, strict=True):
             _fill_net(net, source)
@@ -169,7 +174,6 @@ def _shared(d: Tree) -> Tree:
         "rcut": d["rcut"],
         "rcut_smth": d["rcut_smth"],
         "neuron": d["neuron"],
-        "axis_neuron": d["axis_neuron"],
         "activation": _activation(d["activation_function"]),
         "resnet_dt": d["resnet_dt"],
         "exclude_types": [tuple(p) for p in d.get("exclude_types") or []],
@@ -177,8 +181,19 @@ def _shared(d: Tree) -> Tree:
     }
 
 
-def _se_e2_a_config(d: Tree) -> SeE2aConfig:
-    return SeE2aConfig(sel=d["sel"], type_one_side=d["type_one_side"], **_shared(d))
+def _descriptor_config(d: Tree) -> SingleConfig:
+    match d["type"]:
+        case "se_e2_a":
+            typed = {"sel": d["sel"], "type_one_side": d["type_one_side"]}
+            return SeE2aConfig(axis_neuron=d["axis_neuron"], **typed, **_shared(d))
+        case "se_e2_r" | "se_r":
+            return SeE2rConfig(sel=d["sel"], type_one_side=d["type_one_side"], **_shared(d))
+        case "dpa1" | "se_atten" | "se_atten_v2":
+            return _dpa1_config(d)
+        case "hybrid":
+            _refuse("a hybrid inside a hybrid")
+        case kind:
+            _refuse(f"the descriptor '{kind}'")
 
 
 def _dpa1_config(d: Tree) -> Dpa1Config:
@@ -189,6 +204,7 @@ def _dpa1_config(d: Tree) -> Dpa1Config:
         _refuse("a dpa1 descriptor with attn_mask")
     return Dpa1Config(
         sel=sel,
+        axis_neuron=d["axis_neuron"],
         tebd_dim=d["tebd_dim"],
         tebd_input_mode=d["tebd_input_mode"],
         type_one_side=d["type_one_side"],
@@ -207,21 +223,31 @@ def _dpa1_config(d: Tree) -> Dpa1Config:
     )
 
 
-def _fill_descriptor(model: EnergyModel, d: Tree) -> None:
-    target = model.descriptor
+def _fill_descriptor(target: EnvironmentDescriptor, d: Tree) -> None:
     davg, dstd = (np.asarray(d["@variables"][k], dtype=np.float64) for k in ("davg", "dstd"))
     if np.ptp(davg, axis=1).any() or np.ptp(dstd, axis=1).any():
         _refuse("a descriptor with davg or dstd that differ between the slots of one type")
-    target.davg.copy_(torch.from_numpy(davg[:, 0]))
-    target.dstd.copy_(torch.from_numpy(dstd[:, 0]))
-    if isinstance(target, SeE2a):
-        n = len(model.type_map)
+    columns = davg.shape[2]  # 1: distances only
+    target.davg[:, :columns].copy_(torch.from_numpy(davg[:, 0]))
+    target.dstd[:, :columns].copy_(torch.from_numpy(dstd[:, 0]))
+    if isinstance(target, PairDescriptor):
+        n = target.n_types
         for index, source in enumerate(d["embeddings"]["networks"]):  # two-sided: index = centre + n * neighbour
             _fill_net(target.net(index % n, index if target.one_side else index // n), source)
     elif isinstance(target, Dpa1):
         if target.attention and (davg[:, :, 1:].any() or np.ptp(dstd[:, :, 1:], axis=2).any()):
             _refuse("an attention descriptor standardised differently along x, y and z")
         _fill_dpa1(target, d)
+
+
+def _check_list(target: EnvironmentDescriptor, rcut: float) -> None:
+    """In a hybrid, slots of dpa1 may hold atoms beyond its own cutoff. Refuse where they differ from empty slots."""
+    if isinstance(target, Dpa1) and target.rcut < rcut:
+        attends = len(target.attention) > 0 and not target.smooth
+        if attends or bool(target.davg.any()):
+            _refuse(
+                "a hybrid whose dpa1 has a shorter cutoff than others, and davg != 0 or attention that is not smooth"
+            )
 
 
 def _fill_dpa1(target: Dpa1, d: Tree) -> None:

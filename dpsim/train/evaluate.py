@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from dpsim.calculators.base import Calculator, calculator_of
 from dpsim.data.frame import Batch, Frame, Prediction
 from dpsim.data.sampler import EdgeCache
 from dpsim.data.system import System
 from dpsim.models.energy_model import EnergyModel
+from dpsim.models.potential import Potential
 from dpsim.train.config import LossConfig
 from dpsim.train.loss import SquaredErrors, limit_prefactors, loss
 
@@ -34,9 +36,9 @@ def spread_frames(systems: Sequence[System], n: int) -> list[Pick]:
 
 
 def batches(
-    systems: Sequence[System], picks: Sequence[Pick], model: EnergyModel, cache: EdgeCache | None = None
+    systems: Sequence[System], picks: Sequence[Pick], model: Potential | Calculator, cache: EdgeCache | None = None
 ) -> Iterator[Batch]:
-    """The picked frames in order, small ones several at a time."""
+    """The picked frames in order, small ones several at a time, as `model` counts types and sees neighbours."""
     cache = cache or EdgeCache(0)
     waiting: list[Frame] = []
     edges = []
@@ -49,12 +51,16 @@ def batches(
             waiting, edges = [], []
 
 
-def predict(model: EnergyModel, batch: Batch) -> tuple[Batch, Prediction]:
+def predict(model: Potential, batch: Batch) -> tuple[Batch, Prediction]:
     """What the model says of a batch, as far as there are labels to compare with; both on the model's device."""
     batch = batch.to(model.energy_bias.device)
-    forces = batch.has_forces is not None and bool(batch.has_forces.any())
-    virial = batch.has_virial is not None and bool(batch.has_virial.any())
-    return batch, model(batch, forces=forces, virial=virial)
+    return batch, model(batch, **_labelled(batch))
+
+
+def _labelled(batch: Batch) -> dict[str, bool]:
+    """Whether there are labels of forces and of virials."""
+    labels = {"forces": batch.has_forces, "virial": batch.has_virial}
+    return {name: has is not None and bool(has.any()) for name, has in labels.items()}
 
 
 class Validator:
@@ -147,17 +153,18 @@ class SetErrors:
 
 
 def evaluate_systems(
-    model: EnergyModel, systems: Sequence[System], name: str, max_frames: int | None = None
+    model: Potential, systems: Sequence[System], name: str, max_frames: int | None = None
 ) -> SetErrors:
     """Compare a model with the labels of some systems, all frames or an even spread of them."""
     picks = all_frames(systems) if max_frames is None else spread_frames(systems, max_frames)
+    calculator = calculator_of(model)
     result = SetErrors(name)
-    for batch in batches(systems, picks, model):
-        result.add(*predict(model, batch))
+    for batch in batches(systems, picks, calculator):
+        result.add(batch, calculator.compute(batch, **_labelled(batch)))
     return result
 
 
-def evaluate(model: EnergyModel, data: Sequence[str | Path], max_frames: int | None = None) -> list[SetErrors]:
+def evaluate(model: Potential, data: Sequence[str | Path], max_frames: int | None = None) -> list[SetErrors]:
     """Errors of a model on each data set (a path: all systems at or below it).
 
     Raises: DataError for data that cannot be read, ElementError for elements the model does not know.

@@ -14,8 +14,8 @@ from dpsim.data.statistics import Statistics, auto_sel, auto_sel_total, compute_
 from dpsim.data.system import System
 from dpsim.data.validation import validate_systems
 from dpsim.errors import ConfigError, DataError
-from dpsim.models.checkpoint import load_model
-from dpsim.models.config import Dpa1Config, ModelConfig
+from dpsim.models.checkpoint import load_trainable
+from dpsim.models.config import Dpa1Config, HybridConfig, SingleConfig
 from dpsim.models.energy_model import EnergyModel
 from dpsim.train.config import DataConfig, TrainConfig, WeightedPath
 
@@ -75,23 +75,30 @@ def _refuse_overlap(train: Sequence[System], validation: Sequence[System]) -> No
         )
 
 
-def build_model(config: TrainConfig, data: Data) -> tuple[EnergyModel, Statistics]:
-    """The model with its initial weights (from the seed), its `sel` resolved and its statistics set."""
-    model_config, descriptor = config.model, config.model.descriptor
-    given = None if descriptor.sel == "auto" else descriptor.sel
-    args = (data.train, model_config.type_map, descriptor.rcut, descriptor.rcut_smth)
-    stats = compute_statistics(*args, sel=given, seed=config.seed)
-    if given is None:
-        sel = _auto_sel(model_config, stats)
-        model_config = model_config.model_copy(update={"descriptor": descriptor.model_copy(update={"sel": sel})})
-        stats = compute_statistics(*args, sel=sel, seed=config.seed)
+def build_model(config: TrainConfig, data: Data) -> tuple[EnergyModel, list[Statistics]]:
+    """The model with its initial weights (from the seed), its `sel` resolved and its statistics set.
+
+    The statistics are those of the descriptor, or of each descriptor of a hybrid.
+    """
+    model_config, parts, stats = config.model, list[SingleConfig](), list[Statistics]()
+    for descriptor in model_config.descriptors:
+        args = (data.train, model_config.type_map, descriptor.rcut, descriptor.rcut_smth)
+        sel = None if descriptor.sel == "auto" else descriptor.sel
+        of_part = compute_statistics(*args, sel=sel, seed=config.seed)
+        if sel is None:
+            sel = _auto_sel(descriptor, of_part)
+            of_part = compute_statistics(*args, sel=sel, seed=config.seed)
+        parts.append(descriptor.model_copy(update={"sel": sel}))
+        stats.append(of_part)
+    hybrid = isinstance(model_config.descriptor, HybridConfig)
+    model_config = model_config.model_copy(update={"descriptor": HybridConfig(list=parts) if hybrid else parts[0]})
     if model_config.core_distances == "auto":
         distances = shortest_distances(data.train, model_config.type_map)
         model_config = model_config.model_copy(update={"core_distances": distances})
     model = EnergyModel(model_config, seed=config.seed)
-    model.set_statistics(stats)
+    model.set_statistics(*stats)
     if config.init_from is not None:
-        _take_weights(model, load_model(config.init_from, precision=model_config.precision), str(config.init_from))
+        _take_weights(model, load_trainable(config.init_from, precision=model_config.precision), str(config.init_from))
     return model, stats
 
 
@@ -107,9 +114,9 @@ def _take_weights(model: EnergyModel, other: EnergyModel, path: str) -> None:
     model.load_state_dict(other.state_dict())
 
 
-def _auto_sel(config: ModelConfig, stats: Statistics) -> int | list[int]:
+def _auto_sel(descriptor: SingleConfig, stats: Statistics) -> int | list[int]:
     """Room for the neighbours seen and a tenth more; at least 4 (elements that do not occur)."""
-    if isinstance(config.descriptor, Dpa1Config):
+    if isinstance(descriptor, Dpa1Config):
         return max(4, auto_sel_total(stats))
     return [max(4, n) for n in auto_sel(stats)]
 

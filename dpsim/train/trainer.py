@@ -259,15 +259,17 @@ class Trainer:
         )
 
 
-def _opening(data: Data, model: EnergyModel, stats: Statistics) -> str:
+def _opening(data: Data, model: EnergyModel, stats: Sequence[Statistics]) -> str:
     """What a new run starts from, in a few lines."""
     n = sum(p.numel() for p in model.parameters())
-    sel = model.config.descriptor.sel
+    descriptors = model.config.descriptors
+    kinds = " + ".join(f"{d.type} (cutoff {d.rcut:g} A, sel {d.sel})" for d in descriptors)
+    warnings = [_beyond_sel(d.sel, model.type_map, s) for d, s in zip(descriptors, stats, strict=True)]
     return (
         f"data: {data.n_train} training frames in {len(data.train)} systems, {data.n_validation} for validation; "
-        f"nearest two atoms {stats.min_distance:.3g} A\n"
-        f"model: {model.config.descriptor.type}, elements {', '.join(model.type_map)}, cutoff {model.rcut:g} A, "
-        f"sel {sel}, {n:,} parameters, {model.config.precision}" + _beyond_sel(sel, model.type_map, stats)
+        f"nearest two atoms {min(s.min_distance for s in stats):.3g} A\n"
+        f"model: {kinds}, elements {', '.join(model.type_map)}, {n:,} parameters, {model.config.precision}"
+        + "".join(warnings)
     )
 
 

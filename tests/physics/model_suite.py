@@ -26,8 +26,9 @@ def build(descriptor: object, precision: str = "float64") -> EnergyModel:
     model = EnergyModel(config, seed=3)
     g = torch.Generator().manual_seed(4)
     with torch.no_grad():
-        model.descriptor.dstd.copy_(0.1 + 0.05 * torch.rand(3, 4, generator=g))
-        model.descriptor.dstd[:, 2:] = model.descriptor.dstd[:, 1:2]  # x, y and z alike: rotations
+        for part in model.descriptor.members:
+            part.dstd.copy_(0.1 + 0.05 * torch.rand(3, 4, generator=g))
+            part.dstd[:, 2:] = part.dstd[:, 1:2]  # x, y and z alike: rotations
         model.energy_bias.copy_(torch.tensor([-3.0, -1.0, 2.0]))
         for net in model.fitting.nets:
             net[-1].weight.mul_(10.0)  # energies of eV, not meV

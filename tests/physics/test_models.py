@@ -6,11 +6,13 @@ from typing import ClassVar
 
 import numpy as np
 import pytest
-from model_suite import TYPE_MAP, PhysicsOfAModel, build, energy, predict
+import torch
+from model_suite import TYPE_MAP, PhysicsOfAModel, build, energy, frame, predict
 
-from dpsim.data.frame import Frame
-from dpsim.models.config import Dpa1Config, ModelConfig, SeE2aConfig
+from dpsim.data.frame import Batch, Frame
+from dpsim.models.config import Dpa1Config, HybridConfig, ModelConfig, SeE2aConfig, SeE2rConfig
 from dpsim.models.energy_model import EnergyModel
+from dpsim.models.graph import Graph
 
 SMALL: dict[str, object] = {"rcut": 4.0, "rcut_smth": 1.0, "neuron": [5, 10], "axis_neuron": 3}
 SE_E2_A = {
@@ -32,6 +34,22 @@ DPA1 = {
     "attention_econf": Dpa1Config(**SMALL, sel=60, attn_layer=1, attn=6, use_econf_tebd=True, temperature=0.7),
     "not_smooth": Dpa1Config(**SMALL, sel=60, attn_layer=1, attn=6, smooth=False, attn_dotr=False, normalize=False),
 }
+RADIAL: dict[str, object] = {"rcut": 4.0, "rcut_smth": 1.0, "neuron": [5, 10]}
+SE_E2_R = {
+    "two_side": SeE2rConfig(**RADIAL, sel=[20, 20, 20]),
+    "one_side": SeE2rConfig(**RADIAL, sel=[20, 20, 20], type_one_side=True, resnet_dt=True),
+    "gelu_excluded": SeE2rConfig(**RADIAL, sel=[20, 20, 20], activation="gelu", exclude_types=[(0, 1)]),
+    "below_sel": SeE2rConfig(**RADIAL, sel=[2, 2, 2]),
+}
+SHORT = {"rcut": 2.5, "rcut_smth": 0.5}
+HYBRID = {
+    "angular_and_radial": HybridConfig(list=[SeE2aConfig(**SMALL | SHORT, sel=[5, 5, 5]), SE_E2_R["two_side"]]),
+    "with_attention": HybridConfig(
+        list=[DPA1["concat"], Dpa1Config(**SMALL | SHORT, sel=15, attn_layer=1, attn=6, tebd_dim=4)]
+    ),
+    "three": HybridConfig(list=[SeE2rConfig(**RADIAL | SHORT, sel=[5, 5, 5]), SE_E2_A["gelu_excluded"], DPA1["strip"]]),
+    "of_one": HybridConfig(list=[SE_E2_A["one_side"]]),
+}
 
 
 @pytest.mark.parametrize("name", SE_E2_A)
@@ -45,6 +63,78 @@ class TestDpa1(PhysicsOfAModel):
     smooth = frozenset(DPA1) - {"not_smooth"}
 
 
+@pytest.mark.parametrize("name", SE_E2_R)
+class TestSeE2r(PhysicsOfAModel):
+    descriptors: ClassVar = SE_E2_R
+
+
+@pytest.mark.parametrize("name", HYBRID)
+class TestHybrid(PhysicsOfAModel):
+    descriptors: ClassVar = HYBRID
+
+    def test_smooth_at_every_cutoff(self, model: EnergyModel) -> None:
+        """The force of a pair has a continuous slope: second differences fall like d^2, not like d."""
+        for part in model.descriptor.members:
+            bends = []
+            for d in (2e-2, 1e-2):
+                f = [float(predict(model, pair(part.rcut + k * d)).forces[1, 0]) for k in (-1, 0, 1)]
+                bends.append(abs(f[0] - 2 * f[1] + f[2]))
+            assert bends[0] > 1e-12
+            assert bends[1] <= bends[0] / 3
+
+
+def test_a_hybrid_is_its_parts_side_by_side() -> None:
+    model = build(HYBRID["three"])
+    assert model.rcut == 4.0
+    parts = [model.descriptor.members[k] for k in range(3)]
+    assert [type(p).__name__ for p in parts] == ["SeE2r", "SeE2a", "Dpa1"]
+    batch = Batch.from_frames([frame()], 4.0)
+    graph, _ = Graph.from_batch(batch, batch.edge_vectors(), 3)
+    near, _ = Graph.from_batch(short := Batch.from_frames([frame()], 2.5), short.edge_vectors(), 3)
+    assert len(near.center) < len(graph.center)
+    expected = torch.cat([parts[0](near), parts[1](graph), parts[2](graph)], 1)
+    assert torch.equal(model.descriptor(graph), expected)
+    assert expected.shape[1] == model.descriptor.dim_out
+
+
+@pytest.mark.parametrize(
+    ("parts", "says"),
+    [
+        ([], "at least 1"),
+        ([{"type": "hybrid", "list": []}], "'se_e2_a', 'se_e2_r', 'dpa1'"),
+        ([{"type": "se_e2_r", "sel": [4]}], "expected one number for each"),
+        ([{"type": "se_e2_r"}, {"type": "se_e2_a", "exclude_types": [(0, 3)]}], "excluded types are"),
+        ([{"type": "se_e2_r", "axis_neuron": 4}], "axis_neuron"),
+    ],
+)
+def test_settings_of_a_hybrid_are_checked(parts: list[dict[str, object]], says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        ModelConfig.model_validate({"type_map": list(TYPE_MAP), "descriptor": {"type": "hybrid", "list": parts}})
+
+
+def test_se_e2_r_of_an_isolated_atom_is_zero_and_without_limit() -> None:
+    """D = 0 without neighbours, and each neighbour adds N(s) - N(0), however many there are."""
+    descriptor = build(SE_E2_R["below_sel"]).descriptor
+
+    def d(*r: float) -> torch.Tensor:
+        """Of the first of a row of O atoms, the others at these distances from it."""
+        x, n = np.array([[0.0, 0, 0], *([x, 0, 0] for x in r)]), len(r) + 1
+        batch = Batch.from_frames([Frame(x, np.zeros(n, int), TYPE_MAP, np.zeros((3, 3)), np.zeros(3, bool))], 4.0)
+        return descriptor(Graph.from_batch(batch, batch.edge_vectors(), 3)[0])[0]
+
+    assert not d().any()
+    torch.testing.assert_close(d(4.0), d())
+    torch.testing.assert_close(d(1.0, 1.5, 2.0, 3.9), d(1.0) + d(1.5) + d(2.0) + d(3.9))
+    s = 1 / (1.0 * descriptor.dstd[0, :1])
+    net = descriptor.net(0, 0)
+    torch.testing.assert_close(d(1.0), (net(s) - net(0 * s)) / (5 * 6))
+
+
+def pair(r: float) -> Frame:
+    """An O and an H at a distance."""
+    return Frame(np.array([[0.0, 0, 0], [r, 0, 0]]), np.array([0, 1]), TYPE_MAP, np.zeros((3, 3)), np.zeros(3, bool))
+
+
 class TestCoreRepulsion:
     """Nothing at distances of the data, and a C2 wall inside, whatever the net says there."""
 
@@ -54,19 +144,14 @@ class TestCoreRepulsion:
         changed.load_state_dict(model.state_dict())
         return changed
 
-    def pair(self, r: float) -> Frame:
-        return Frame(
-            np.array([[0.0, 0, 0], [r, 0, 0]]), np.array([0, 1]), TYPE_MAP, np.zeros((3, 3)), np.zeros(3, bool)
-        )
-
     def test_wall(self) -> None:
         core = [[2.0, 1.5, 0.0], [1.5, 1.0, 0.0], [0.0, 0.0, 0.0]]
         plain, walled = self.model(None), self.model(core)
-        assert energy(walled, self.pair(1.5)) == energy(plain, self.pair(1.5))
-        assert energy(walled, self.pair(1.2)) - energy(plain, self.pair(1.2)) == pytest.approx(8.0, rel=1e-9)
+        assert energy(walled, pair(1.5)) == energy(plain, pair(1.5))
+        assert energy(walled, pair(1.2)) - energy(plain, pair(1.2)) == pytest.approx(8.0, rel=1e-9)
         r, h = 1.3, 1e-5
-        slope = (energy(walled, self.pair(r + h)) - energy(walled, self.pair(r - h))) / (2 * h)
-        assert float(predict(walled, self.pair(r)).forces[1, 0]) == pytest.approx(-slope, rel=1e-6)
+        slope = (energy(walled, pair(r + h)) - energy(walled, pair(r - h))) / (2 * h)
+        assert float(predict(walled, pair(r)).forces[1, 0]) == pytest.approx(-slope, rel=1e-6)
 
     def test_table_is_checked(self) -> None:
         with pytest.raises(ValueError, match="symmetric 3 x 3"):

@@ -24,6 +24,7 @@ from dpsim.models.energy_model import EnergyModel
 DESCRIPTORS: list[dict[str, Any]] = [
     {"type": "se_e2_a", "sel": [8, 8], "neuron": [4, 8], "axis_neuron": 2},
     {"type": "dpa1", "sel": 16, "neuron": [4, 8], "axis_neuron": 2, "attn": 8, "attn_layer": 1},
+    {"type": "hybrid", "list": [{"type": "se_e2_r", "sel": [8, 8], "rcut": 4.0, "neuron": [4, 8]}]},
 ]
 
 

@@ -8,6 +8,9 @@ import pytest
 import yaml
 
 from dpsim import cli
+from dpsim.models.checkpoint import save_model
+from dpsim.models.config import ModelConfig
+from dpsim.models.energy_model import EnergyModel
 
 
 @pytest.fixture
@@ -33,7 +36,7 @@ def dpsim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captur
 def test_help_names_every_command(dpsim):
     code, out, _ = dpsim("--help")
     assert code == 0
-    for name in ("run", "train", "test", "convert", "show", "schema", "template", "validate", "doctor"):
+    for name in ("run", "train", "test", "convert", "compress", "show", "schema", "template", "validate", "doctor"):
         assert name in out
         assert dpsim(name, "--help")[0] == 0
 
@@ -116,3 +119,33 @@ def test_train_show_and_test_a_model(dpsim, tmp_path: Path, train_settings: dict
     code, out, err = dpsim("test", "lj/model-last.dpsim", str(lj_data / "validation"), "-o", "errors")
     assert code == 0 and "RMSE" in out, err
     assert (tmp_path / "errors" / "test.json").is_file()
+
+
+def test_compress_and_test_a_student(dpsim, tmp_path: Path, lj_data: Path):
+    model = {"type": "se_e2_a", "rcut": 4.0, "sel": [8, 8], "neuron": [4, 8], "axis_neuron": 2}
+    config = ModelConfig.model_validate({"type_map": ["He", "Ne"], "descriptor": model, "fitting": {"neuron": [8]}})
+    save_model(tmp_path / "m.dpsim", EnergyModel(config), {"name": "noble"})
+    data = str(lj_data / "validation")
+    code, out, err = dpsim("compress", "m.dpsim", "-o", "s.dpsim", "--data", data, "--frames", "2", "--rank", "auto")
+    assert code == 0 and "Student of noble" in out and "2 frames" in out, err
+    assert "student" in dpsim("show", "s.dpsim")[1]
+    code, _, err = dpsim("test", "s.dpsim", data)
+    assert code == 0, err
+    for arguments, message in (
+        (("s.dpsim",), "is a student already"),
+        (("m.dpsim", "--rank", "some"), "`rank` is 'some'"),
+        (("nowhere.dp",), "nowhere.dp"),
+        (("m.dpsim", "--data", "nowhere"), "nowhere"),
+    ):
+        code, _, err = dpsim("compress", *arguments, "-o", "t.dpsim")
+        assert code == cli.MISTAKE and message in err
+    assert not (tmp_path / "t.dpsim").exists()
+    training = {
+        "model": {"type_map": ["He", "Ne"], "descriptor": model, "fitting": {"neuron": [8]}},
+        "data": {"train": [str(lj_data / "train")]},
+        "init_from": "s.dpsim",
+        "steps": 1,
+    }
+    (tmp_path / "t.yaml").write_text(yaml.safe_dump(training))
+    code, _, err = dpsim("train", "t.yaml")
+    assert code == cli.MISTAKE and "is a student already" in err and "`noble`" in err

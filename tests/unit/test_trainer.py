@@ -26,6 +26,7 @@ from dpsim.models.checkpoint import load_model
 from dpsim.train.config import TrainConfig
 from dpsim.train.lcurve import COLUMNS, read_lcurve
 from dpsim.train.progress import PlainReporter, Silent
+from dpsim.train.setup import build_model, open_data
 from dpsim.train.state import Progress
 from dpsim.train.trainer import Trainer, train
 
@@ -72,6 +73,39 @@ def test_it_learns(train_settings: dict[str, Any], tmp_path: Path) -> None:
     assert [s["frames"] for s in systems] == [12, 8] and systems[0]["name"].endswith("/train/a")
     assert not any(str(tmp_path.parents[1]) in str(v) for s in systems for v in s.values())
     assert [r["step"] for r in rows] == sorted({r["step"] for r in rows})
+
+
+OTHER_DESCRIPTORS: dict[str, dict[str, Any]] = {
+    "se_e2_r": {"type": "se_e2_r", "rcut": 4.0, "neuron": [4, 8]},
+    "hybrid": {
+        "type": "hybrid",
+        "list": [
+            {"type": "se_e2_r", "rcut": 4.0, "neuron": [4, 8]},
+            {"type": "se_e2_a", "rcut": 3.0, "neuron": [4, 8], "axis_neuron": 2, "sel": [1, 1]},
+            {"type": "dpa1", "rcut": 4.0, "neuron": [4, 8], "axis_neuron": 2, "attn_layer": 0},
+        ],
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHER_DESCRIPTORS)
+def test_other_descriptors_learn(train_settings: dict[str, Any], tmp_path: Path, name: str) -> None:
+    model = {**train_settings["model"], "descriptor": OTHER_DESCRIPTORS[name], "precision": "float64"}
+    result = run(train_settings, tmp_path, steps=200, schedule={"start_lr": 0.01, "stop_lr": 1e-4}, model=model)
+    rows = read_lcurve(tmp_path / "lcurve.csv")
+    assert rows[-1]["force_rmse_meV_per_A"] < 0.5 * rows[0]["force_rmse_meV_per_A"]
+    trained = load_model(result.best_model)
+    for d in trained.config.descriptors:
+        assert d.sel == {"se_e2_r": [8, 8], "se_e2_a": [1, 1], "dpa1": 12}[d.type]
+
+
+def test_each_descriptor_of_a_hybrid_has_its_statistics(train_settings: dict[str, Any]) -> None:
+    config = config_of(train_settings, model={**train_settings["model"], "descriptor": OTHER_DESCRIPTORS["hybrid"]})
+    model, stats = build_model(config, open_data(config.data, config.model.type_map))
+    assert len(stats) == 3 and model.rcut == 4.0
+    for part, of_part in zip(model.descriptor.members, stats, strict=True):
+        np.testing.assert_array_equal(part.dstd, of_part.dstd.astype(np.float32))
+    assert not np.array_equal(stats[0].dstd, stats[1].dstd)
 
 
 def test_what_a_run_leaves(train_settings: dict[str, Any], tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""What every descriptor shares: cutoffs, standardisation, and the symmetric square D = A^T A[:, :M']."""
+"""What descriptors share: cutoffs, standardisation, embedding nets of pairs, the symmetric square D = A^T A[:, :M']."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -10,8 +11,9 @@ from torch import Tensor, nn
 from dpsim.errors import ConfigError
 from dpsim.kernels.environment import environment
 from dpsim.kernels.radial import DenseLayer, radial_contract, radial_contract_reference
-from dpsim.models.config import Dpa1Config, SeE2aConfig
+from dpsim.models.config import SeE2aConfig, SeE2rConfig, SingleConfig
 from dpsim.models.graph import Graph
+from dpsim.models.nets import MLP
 
 
 class Descriptor(nn.Module):
@@ -23,13 +25,32 @@ class Descriptor(nn.Module):
     """
 
     dim_out: int
+    rcut: float
+    second_order = False  # True: plain autograd everywhere, so that Hessians are right
+
+    def forward(self, graph: Graph) -> Tensor:
+        raise NotImplementedError
+
+    @property
+    def members(self) -> list[EnvironmentDescriptor]:
+        """The descriptors with an environment matrix that this one consists of."""
+        raise NotImplementedError
+
+    def set_second_order(self, on: bool) -> None:
+        """Choose between plain autograd everywhere and the kernels for first derivatives."""
+        self.second_order = on
+
+
+class EnvironmentDescriptor(Descriptor):
+    """A descriptor with one environment matrix, standardised by davg and dstd (n_types, 4) of the centre's type."""
+
     davg: Tensor
     dstd: Tensor
 
-    def __init__(self, config: SeE2aConfig | Dpa1Config, n_types: int, deepmd: bool, dtype: torch.dtype):
+    def __init__(self, config: SingleConfig, n_types: int, deepmd: bool, dtype: torch.dtype):
         super().__init__()
         self.rcut, self.rcut_smth, self.protection = config.rcut, config.rcut_smth, config.env_protection
-        self.n_types, self.neuron, self.axis_neuron = n_types, config.neuron[-1], config.axis_neuron
+        self.n_types, self.neuron = n_types, config.neuron[-1]
         sel = config.sel
         if sel == "auto":
             raise ConfigError(
@@ -38,12 +59,13 @@ class Descriptor(nn.Module):
         self.sel: list[int] = list(sel) if isinstance(sel, list) else [sel]
         self.exclude_types = config.exclude_types
         self.deepmd = deepmd
-        self.second_order = False  # True: plain autograd everywhere, so that Hessians are right
+        self.n_listed = sum(self.sel)  # DeePMD-kit only: neighbours in the model's list, from which `sel` are taken
         self.register_buffer("davg", torch.zeros(n_types, 4, dtype=dtype))
         self.register_buffer("dstd", torch.ones(n_types, 4, dtype=dtype))
 
-    def forward(self, graph: Graph) -> Tensor:
-        raise NotImplementedError
+    @property
+    def members(self) -> list[EnvironmentDescriptor]:
+        return [self]
 
     def environment(self, graph: Graph) -> tuple[Tensor, Tensor]:
         """Standardised environment rows R~ = (R - davg[t_i]) / dstd[t_i], (n_edges, 4), and the switch w."""
@@ -59,6 +81,31 @@ class Descriptor(nn.Module):
             return radial_contract_reference(env, s, offsets, layers)
         return radial_contract(env, s, offsets, layers)
 
-    def square(self, a: Tensor) -> Tensor:
-        """D = A^T A[:, :M'], flattened. Args: a (n, 4, M). Returns (n, M * M')."""
-        return (a.transpose(1, 2) @ a[:, :, : self.axis_neuron]).flatten(1)
+
+class PairDescriptor(EnvironmentDescriptor):
+    """A descriptor with an embedding net of one number for each pair of types, or each neighbour type (one-sided)."""
+
+    def __init__(
+        self,
+        config: SeE2aConfig | SeE2rConfig,
+        type_map: list[str],
+        deepmd: bool,
+        generator: torch.Generator,
+        dtype: torch.dtype,
+    ):
+        super().__init__(config, len(type_map), deepmd, dtype)
+        self.one_side = config.type_one_side
+        self.nets = nn.ModuleList(
+            MLP(1, config.neuron, config.activation, timestep=config.resnet_dt, generator=generator, dtype=dtype)
+            for _ in range(self.n_types if self.one_side else self.n_types**2)
+        )
+
+    def net(self, center_type: int, neighbor_type: int) -> MLP:
+        """The embedding net N of a pair of types."""
+        net = self.nets[neighbor_type if self.one_side else center_type * self.n_types + neighbor_type]
+        return cast(MLP, net)
+
+
+def square(a: Tensor, axis_neuron: int) -> Tensor:
+    """D = A^T A[:, :M'], flattened. Args: a (n, 4, M). Returns (n, M * M')."""
+    return (a.transpose(1, 2) @ a[:, :, :axis_neuron]).flatten(1)

@@ -27,7 +27,7 @@ from dpsim.kernels.radial import DenseLayer, attach, embedding, embedding_refere
 from dpsim.kernels.rows import scaled_rows
 from dpsim.models.config import Dpa1Config
 from dpsim.models.deepmd_conventions import empty_slots, fading_directions, truncate_neighbors
-from dpsim.models.descriptors.base import Descriptor
+from dpsim.models.descriptors.base import EnvironmentDescriptor, square
 from dpsim.models.electron_configuration import electron_configuration
 from dpsim.models.graph import Graph, Segment, compact, pad_rows
 from dpsim.models.nets import MLP, Layer, LayerNorm
@@ -87,7 +87,7 @@ class GatedAttention(nn.Module):
         return self.norm(g if self.out_proj.bias is None else g + self.out_proj.bias)
 
 
-class Dpa1(Descriptor):
+class Dpa1(EnvironmentDescriptor):
     """See the module's docstring for the equations."""
 
     type_input: Tensor
@@ -114,13 +114,14 @@ class Dpa1(Descriptor):
         self.attention = nn.ModuleList(
             GatedAttention(config, self.sel[0], generator, dtype) for _ in range(config.attn_layer)
         )
+        self.axis_neuron = config.axis_neuron
         self.dim_out = config.neuron[-1] * config.axis_neuron + (config.tebd_dim if self.concat_tebd else 0)
 
     def forward(self, graph: Graph) -> Tensor:
         """D (n_atoms, dim_out) of the atoms of a graph."""
         graph = graph.without_pairs(self.exclude_types)
         if self.deepmd:
-            graph = truncate_neighbors(graph, self.sel)
+            graph = truncate_neighbors(graph, self.sel, self.n_listed)
         graph, segments = graph.sorted_by_pair()
         env, switch = self.environment(graph)
         direction = self.directions(graph) if self.attention else env
@@ -135,7 +136,7 @@ class Dpa1(Descriptor):
                 a = self.contract_segments(own, env, switch, types)
             if n_empty is not None:
                 a = a + self.padding_term(ti, n_empty[start:stop], graph.first_type[start:stop], types)
-            d = self.square(a / self.sel[0])
+            d = square(a / self.sel[0], self.axis_neuron)
             descriptors.append(torch.cat([d, types[ti].expand(len(d), -1)], 1) if self.concat_tebd else d)
         return torch.cat(descriptors)
 

@@ -12,43 +12,29 @@ Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 9-12; Zhang et al
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from dpsim.models.config import SeE2aConfig
 from dpsim.models.deepmd_conventions import empty_slots, truncate_neighbors
-from dpsim.models.descriptors.base import Descriptor
+from dpsim.models.descriptors.base import PairDescriptor, square
 from dpsim.models.graph import Graph
-from dpsim.models.nets import MLP
 
 
-class SeE2a(Descriptor):
+class SeE2a(PairDescriptor):
     """See the module's docstring for the equations."""
 
     def __init__(
         self, config: SeE2aConfig, type_map: list[str], deepmd: bool, generator: torch.Generator, dtype: torch.dtype
     ):
-        super().__init__(config, len(type_map), deepmd, dtype)
-        n_types = len(type_map)
-        self.one_side = config.type_one_side
-        n_nets = n_types if self.one_side else n_types**2
-        self.nets = nn.ModuleList(
-            MLP(1, config.neuron, config.activation, timestep=config.resnet_dt, generator=generator, dtype=dtype)
-            for _ in range(n_nets)
-        )
+        super().__init__(config, type_map, deepmd, generator, dtype)
+        self.axis_neuron = config.axis_neuron
         self.dim_out = config.neuron[-1] * config.axis_neuron
-
-    def net(self, center_type: int, neighbor_type: int) -> MLP:
-        """The embedding net N of a pair of types."""
-        net = self.nets[neighbor_type if self.one_side else center_type * self.n_types + neighbor_type]
-        return cast(MLP, net)
 
     def forward(self, graph: Graph) -> Tensor:
         """D (n_atoms, dim_out) of the atoms of a graph."""
         if self.deepmd:
-            graph = truncate_neighbors(graph, self.sel)
+            graph = truncate_neighbors(graph, self.sel, self.n_listed)
         graph, segments = graph.sorted_by_pair()
         env, _ = self.environment(graph)
         if self.exclude_types:
@@ -63,7 +49,7 @@ class SeE2a(Descriptor):
                     a = a + self.radial_contract(rows, rows[:, 0], segment.offsets, self.net(ti, tj).tensors())
                     if n_empty is not None:
                         a = a + self.padding_term(ti, tj, n_empty[start:stop, tj])
-            descriptors.append(self.square(a / sum(self.sel)))
+            descriptors.append(square(a / sum(self.sel), self.axis_neuron))
         return torch.cat(descriptors)
 
     def padding_term(self, ti: int, tj: int, n_empty: Tensor) -> Tensor:

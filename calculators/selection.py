@@ -1,0 +1,52 @@
+"""What every adapter begins with: the model that a user named, and the types of the atoms' elements."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from os import PathLike, fspath
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from dpsim.errors import ConfigError, ElementError
+
+if TYPE_CHECKING:
+    from dpsim.models.potential import Potential
+
+Precision = Literal["float32", "float64"]
+
+
+def resolve_model(model: str | PathLike[str] | Potential, precision: Precision | None) -> Potential:
+    """Load by name or path; a model is used as it is, or copied where `precision` asks for another dtype."""
+    if isinstance(model, str | PathLike):
+        from dpsim.models.checkpoint import load_model
+
+        return load_model(fspath(model), precision=precision)
+    if precision not in (None, "float32", "float64"):
+        raise ConfigError(f"`precision` is {precision!r}; expected 'float32', 'float64' or None (the model's own).")
+    if precision is None or getattr(torch, precision) == model.dtype:
+        return model
+    kind: type[Any] = type(model)
+    converted = kind(model.config.model_copy(update={"precision": precision}))
+    converted.load_state_dict(model.state_dict())
+    converted.metadata = model.metadata
+    return converted
+
+
+def model_name(model: str | PathLike[str] | Potential) -> str:
+    """What messages call it."""
+    return fspath(model) if isinstance(model, str | PathLike) else f"{type(model).__name__} object"
+
+
+def types_of(elements: Sequence[str], type_map: Sequence[str], model: str) -> NDArray[np.int64]:
+    """Types (n_atoms,) in the model's type_map. Raises ElementError naming every unknown element."""
+    unknown = sorted(set(elements) - set(type_map))
+    if unknown:
+        raise ElementError(
+            f"elements {unknown} of the structure are unknown to the model `{model}`; it knows {list(type_map)}. "
+            "Use a model trained on these elements."
+        )
+    index = {name: k for k, name in enumerate(type_map)}
+    return np.array([index[name] for name in elements], dtype=np.int64)
