@@ -32,7 +32,17 @@ def main(data: str, duration_ps: str = "10") -> None:
             "duration": f"{duration_ps} ps", "max_temperature": "1000 K",
         }  # fmt: skip
         outcome = run_protocol(
-            validate({"name": "water-start", "structure": str(start), "seed": 3, "stages": [nvt]}, Protocol), run
+            validate(
+                {
+                    "name": "water-start",
+                    "model": "water-pbe0ts-student",
+                    "structure": str(start),
+                    "seed": 3,
+                    "stages": [nvt],
+                },
+                Protocol,
+            ),
+            run,
         )
         saved = load_checkpoint(run / "stages" / "01_nvt" / RESTART)
         if outcome.stopped or saved is None:
