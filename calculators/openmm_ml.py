@@ -44,7 +44,8 @@ class DpsimPotential(MLPotentialImpl):
         from dpsim.calculators.openmm_force import openmm_force
 
         periodic = topology.getPeriodicBoxVectors() is not None or system.usesPeriodicBoundaryConditions()
-        force = openmm_force(topology, **({"particles": atoms, "periodic": periodic} | self._args | args))
+        settings: dict[str, Any] = {"particles": atoms, "periodic": periodic} | self._args | args
+        force = openmm_force(topology, **settings)
         force.setForceGroup(forceGroup)
         system.addForce(force)
 

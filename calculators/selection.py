@@ -28,10 +28,10 @@ def resolve_model(model: str | PathLike[str] | Potential, precision: Precision |
         raise ConfigError(f"`precision` is {precision!r}; expected 'float32', 'float64' or None (the model's own).")
     if precision is None or getattr(torch, precision) == model.dtype:
         return model
-    kind: type[Any] = type(model)
-    converted = kind(model.config.model_copy(update={"precision": precision}))
-    converted.load_state_dict(model.state_dict())
-    converted.metadata = model.metadata
+    given: Any = model  # a config of its own kind
+    converted: Potential = type(given)(given.config.model_copy(update={"precision": precision}))
+    converted.load_state_dict(given.state_dict())
+    converted.metadata = given.metadata
     return converted
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -139,7 +139,7 @@ def ipi_driver(
     unix: Annotated[str | None, typer.Option(help="The <address> of i-PI's unix ffsocket, or a path.")] = None,
     inet: Annotated[str | None, typer.Option(help="HOST:PORT of i-PI's inet ffsocket.")] = None,
     rejoin: Annotated[bool, typer.Option("--rejoin", help="Wait for i-PI, and for the next one after it.")] = False,
-    precision: Annotated[str | None, typer.Option(help="float32 or float64; default: the model's own.")] = None,
+    precision: Annotated[Literal["float32", "float64"] | None, typer.Option(help="Default: the model's own.")] = None,
     device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
     pes_path: Annotated[
         bool, typer.Option("--pes-path", is_eager=True, callback=_print_pes_path, help="Print i-PI's PES file.")

@@ -18,7 +18,6 @@ which is what a checkpoint holds; continuing repeats a segment up to the checkpo
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +26,10 @@ import torch
 
 from dpsim.calculators.ase_calculator import DPCalculator
 from dpsim.calculators.lammps_pair import plugin
-from dpsim.engines.ase_engine import AseEngine, atoms_from_state, state_from_atoms
+from dpsim.engines.ase_engine import AseEngine, state_from_atoms
 from dpsim.engines.base import Array, Engine, Remembers, RunControl, StageResult, StageSettings, State, generator
 from dpsim.engines.lammps_library import Lammps, Snapshot
+from dpsim.engines.last_forces import Evaluated, LastForces
 from dpsim.engines.output import Checkpoint
 from dpsim.engines.stage_run import Memory, StageRun
 from dpsim.errors import MissingDependencyError
@@ -40,9 +40,9 @@ from dpsim.units import BOLTZMANN_EV_PER_K
 try:
     from ase import Atoms
     from ase.calculators.calculator import Calculator as AseCalculator
-    from ase.calculators.calculator import PropertyNotImplementedError, all_changes
+    from ase.calculators.calculator import all_changes
     from ase.data import chemical_symbols
-    from ase.stress import full_3x3_to_voigt_6_stress, voigt_6_to_full_3x3_stress
+    from ase.stress import full_3x3_to_voigt_6_stress
 except ImportError as error:
     raise MissingDependencyError("ase", "ase", "The LAMMPS engine") from error
 
@@ -105,7 +105,7 @@ class _LammpsRun(StageRun):
     snapshot: of the beginning of the present segment; heat: energy that thermostats of earlier segments have taken.
     """
 
-    lammps: Lammps
+    lammps: Lammps | None = None
     snapshot: Snapshot
 
     def prepare(self, saved: Checkpoint | None) -> None:
@@ -128,8 +128,7 @@ class _LammpsRun(StageRun):
         lammps.command(f"timestep {stage.timestep_fs * 1e-3!r}")
         if stage.thermostat == "langevin":
             assert stage.thermostat_damping_fs
-            self.friction = tempfile.NamedTemporaryFile("w", suffix=".txt")  # fix gle reads its matrix, 1/ps, from a file
-            print(1e3 / stage.thermostat_damping_fs, file=self.friction, flush=True)
+            self.friction = lammps.friction_file(1e3 / stage.thermostat_damping_fs)
             return
         if stage.kind != "npt":
             lammps.command("fix integrate all nve")
@@ -156,7 +155,7 @@ class _LammpsRun(StageRun):
         if lammps.has_fix("thermostat"):
             lammps.command("unfix thermostat")
         if stage.thermostat == "langevin":
-            lammps.command(f'fix thermostat all gle 0 {temperature} {temperature} {seed} "{self.friction.name}"')
+            lammps.command(f'fix thermostat all gle 0 {temperature} {temperature} {seed} "{self.friction}"')
         else:
             damping = f"{stage.thermostat_damping_fs * 1e-3!r}"
             lammps.command(f"fix thermostat all temp/csvr {temperature} {temperature} {damping} {seed}")
@@ -193,7 +192,7 @@ class _LammpsRun(StageRun):
         snapshot = self.lammps.snapshot() | {"heat": np.array(self._heat())}
         if self.stage.kind == "npt":
             snapshot["fix"] = self.lammps.fix_state("integrate")
-        return snapshot | ({} if self.callback is None else self.callback.last)
+        return snapshot | ({} if self.callback is None else self.callback.snapshot())
 
     def memory(self) -> Memory:
         at_beginning = self.step % self.segment == 0
@@ -219,9 +218,8 @@ class _LammpsRun(StageRun):
         return self.lammps.potential_energy()
 
     def static_pressure(self) -> float:
-        if self.callback is not None and not self.callback.gives_stress:
-            return float("nan")
-        return float(np.trace(self.lammps.virial())) / (3.0 * abs(float(np.linalg.det(self.cell()))))
+        virial = self.lammps.virial() if self.callback is None else self.callback.last.virial
+        return float(np.trace(virial)) / (3.0 * abs(float(np.linalg.det(self.cell()))))
 
     def conserved(self, total_energy: float) -> float:
         return total_energy + self._heat()
@@ -241,40 +239,32 @@ class _LammpsRun(StageRun):
 
 
 class _Callback:
-    """Forces for LAMMPS from an ASE calculator, each step once: the setup of a segment asks for the last ones again.
-
-    last: step, energy, forces and virial of the last evaluation, as arrays for a snapshot.
-    """
+    """Forces for LAMMPS from an ASE calculator, once for each step: the setup of a segment asks for the last again."""
 
     def __init__(self, calculator: Any, state: State, lammps: Lammps, snapshot: Snapshot):
-        self.lammps, self.atoms = lammps, atoms_from_state(state)
-        self.atoms.calc = calculator
-        self.gives_stress = state.has_volume and "stress" in calculator.implemented_properties
-        self.last = {name: snapshot[name] for name in ("step", "energy", "forces", "virial") if name in snapshot}
+        self.lammps, self.forces = lammps, LastForces(calculator, state)
+        self.step: int | None = None
+        if snapshot:
+            self.step, self.forces.last = int(snapshot["step"]), Evaluated.from_arrays(snapshot)
         lammps.use_callback(self.evaluate)
 
     def evaluate(self, step: int) -> tuple[float, Array, Array]:
-        """Energy eV, forces (n, 3) eV/A and virial (3, 3) eV of LAMMPS's present positions."""
-        if not self.last or self.last["step"] != step:
-            self.atoms.set_cell(self.lammps.cell())
-            self.atoms.set_positions(self.lammps.positions())
-            energy, forces = self.atoms.get_potential_energy(), self.atoms.get_forces()
-            self.last = {
-                "step": np.array(step),
-                "energy": np.array(energy),
-                "forces": np.array(forces),
-                "virial": self._virial(),
-            }
-        return float(self.last["energy"]), self.last["forces"], self.last["virial"]
+        """Energy eV, forces (n, 3) eV/A and virial (3, 3) eV (zero if not given) of LAMMPS's present positions."""
+        if step != self.step:
+            self.forces.at(self.lammps.positions(), self.lammps.cell())
+            self.step = step
+        last = self.last
+        return last.energy, last.forces, np.nan_to_num(last.virial)
 
-    def _virial(self) -> Array:
-        if self.gives_stress:
-            try:
-                stress: Array = voigt_6_to_full_3x3_stress(self.atoms.get_stress())
-                return -self.atoms.get_volume() * stress
-            except PropertyNotImplementedError:
-                self.gives_stress = False
-        return np.zeros((3, 3))
+    @property
+    def last(self) -> Evaluated:
+        """What was found last."""
+        assert self.forces.last is not None
+        return self.forces.last
+
+    def snapshot(self) -> Snapshot:
+        """To be kept with a restart point."""
+        return self.last.arrays() | {"step": np.array(self.step)}
 
 
 class LammpsCalculator(AseCalculator):

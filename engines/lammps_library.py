@@ -9,9 +9,9 @@ Forces come from `pair_style dpsim` for a student, else from a callback (`fix ex
 from __future__ import annotations
 
 import ctypes
-import os
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,7 +37,9 @@ class Lammps:
 
     def __init__(self, state: State, triclinic: bool, snapshot: Snapshot | None = None, keep_order: bool = False):
         module = import_lammps()
+        self._folder = tempfile.TemporaryDirectory(prefix="dpsim-lammps-")  # for what LAMMPS reads from files
         self.state, self.n = state, state.n_atoms
+        self._whole, self._seen = True, state.positions  # whether LAMMPS's atoms can be read; their last positions
         self.lmp = module.lammps(cmdargs=["-screen", "none", "-log", "none", "-nocite"])
         if not self.lmp.has_style("pair", "dpsim"):  # dpsim is run from its source: no entry point says where it is
             self.command(f'plugin load "{plugin()}"')
@@ -58,13 +60,15 @@ class Lammps:
     def close(self) -> None:
         """End this LAMMPS; the object is of no use afterwards."""
         self.lmp.close()
+        self._folder.cleanup()
 
     def command(self, text: str) -> None:
         """One command of LAMMPS's input language. Raises SimulationError with LAMMPS's words."""
         try:
             self.lmp.command(text)
         except Exception as error:  # of no other type
-            raise SimulationError(f"LAMMPS stopped: {str(error).strip()} ({text.split()[0]}).") from error
+            said = " ".join(str(error).partition("Last input line")[0].split())
+            raise SimulationError(f"LAMMPS stopped at `{text.split()[0]}`: {said}") from error
 
     def _create(self, begin: Snapshot, triclinic: bool) -> None:
         """Box, atoms and masses; then positions and velocities exactly, because LAMMPS rounds what it is given."""
@@ -102,13 +106,9 @@ class Lammps:
 
     def use_student(self, file: bytes, elements: list[str], threads: int) -> None:
         """`pair_style dpsim` with the bytes of a student's file; elements: symbol of each of `numbers_of_types`."""
-        descriptor, path = tempfile.mkstemp(suffix=".dpsim")
-        try:
-            with os.fdopen(descriptor, "wb") as out:
-                out.write(file)
-            self.command(f'pair_style dpsim "{path}" threads {threads}')
-        finally:
-            os.remove(path)
+        path = Path(self._folder.name, "student.dpsim")
+        path.write_bytes(file)
+        self.command(f'pair_style dpsim "{path}" threads {threads}')
         self.command(f"pair_coeff * * {' '.join(elements)}")
 
     def use_callback(self, evaluate: Callable[[int], tuple[float, Array, Array]]) -> None:
@@ -142,14 +142,22 @@ class Lammps:
 
     # ---- integration -----------------------------------------------------------------------------------------------
 
+    def friction_file(self, per_ps: float) -> Path:
+        """The file that fix gle reads its matrix from."""
+        path = Path(self._folder.name, "friction.txt")
+        path.write_text(f"{per_ps!r}\n")
+        return path
+
     def run(self, n_steps: int, begin: bool) -> None:
         """n steps; `begin`: LAMMPS's setup first: atoms wrapped, lists built, forces of the present positions."""
-        self.command(f"run {n_steps} pre {'yes' if begin else 'no'} post no")
+        try:
+            self.command(f"run {n_steps} pre {'yes' if begin else 'no'} post no")
+        except SimulationError:
+            self._whole = False
+            raise
         if self.raised is not None:
             error, self.raised = self.raised, None
             raise error
-        if self.lmp.get_natoms() != self.n:
-            raise SimulationError(f"LAMMPS lost atoms: {self.lmp.get_natoms():.0f} of {self.n} are left.")
 
     def temperature(self, kelvin: float) -> str:
         """A temperature for LAMMPS's commands, whose Boltzmann constant is older: k_B T is what must agree."""
@@ -185,9 +193,11 @@ class Lammps:
     # ---- the present -----------------------------------------------------------------------------------------------
 
     def positions(self) -> Array:
-        """(n, 3) A, unwrapped, in the frame of the state."""
-        images = self._images + self._decoded_images()
-        return (self._by_tag("x") + images @ self._box()) @ self.rotation
+        """(n, 3) A, unwrapped, in the frame of the state; after a run that failed, those asked for before it."""
+        if self._whole:
+            images = self._images + self._decoded_images()
+            self._seen = (self._by_tag("x") + images @ self._box()) @ self.rotation
+        return self._seen
 
     def momenta(self) -> Array:
         """(n, 3) amu A per ASE time, such that p^2/2m is the kinetic energy that LAMMPS counts."""

@@ -80,18 +80,20 @@ class StageRun(ABC):
         self.wall_before = 0.0 if saved is None else saved.wall_seconds
         self.started = time.monotonic()
         self.output = StageOutput(directory, [chemical_symbols[z] for z in start.numbers], start, saved)
+        if self.finished:
+            return
         try:
             with _naming_the_step(self):
                 self.prepare(saved)
         except BaseException:
-            self.output.close()
+            self.close()
             raise
 
     # ---- what an engine implements ---------------------------------------------------------------------------------
 
     @abstractmethod
     def prepare(self, saved: Checkpoint | None) -> None:
-        """Make the integrator act on `start`, and give it back what a checkpoint says of it."""
+        """Make the integrator act on `start`, and give it back what a checkpoint says of it. Not for finished stages."""
 
     @abstractmethod
     def advance(self) -> None:
@@ -130,7 +132,7 @@ class StageRun(ABC):
         """What a checkpoint of this moment must hold besides the state."""
 
     def close(self) -> None:
-        """Close what is open."""
+        """Close what is open, be it after `prepare`, half of it, or without."""
         self.output.close()
 
     # ---- what all engines share ------------------------------------------------------------------------------------
@@ -142,7 +144,9 @@ class StageRun(ABC):
 
     def to_the_end(self) -> StageResult:
         """Step, check, write, save; until the total, convergence, or a request to stop."""
-        if not self.finished and self.step == 0:
+        if self.finished:
+            return StageResult(self.start, self.step, True, self.wall_before, 0.0)
+        if self.step == 0:
             with _naming_the_step(self):
                 self._check()
                 self._write()

@@ -35,7 +35,10 @@ def provenance(context: RunContext) -> dict[str, Any]:
             **(model_file(protocol.model) or {}),
             **student_of(protocol.model),
         },
-        "software": {"Python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
+        "software": {
+            "Python": platform.python_version(),
+            **{name: version(name) for name in dict.fromkeys((*_PACKAGES, protocol.engine))},
+        },
         "hardware": hardware(protocol.device),
         "speed": {
             name: f"{stage.result.step} steps, {stage.result.wall_seconds:.1f} s"

@@ -56,7 +56,7 @@ class Checked:
 
 
 def default_calculator(protocol: Protocol, precision: Precision | None) -> Any:
-    """The model as the ASE engine wants it; the one place where a protocol's model becomes a calculator."""
+    """The one place where a protocol's model becomes a calculator: ASE's, as every engine wants it."""
     from dpsim.calculators.ase_calculator import DPCalculator
 
     return DPCalculator(protocol.model, precision=precision or protocol.precision, device=protocol.device)
@@ -124,13 +124,14 @@ def check_protocol(protocol: Protocol, calculator_for: CalculatorFor = default_c
 
     Raises: DpsimError naming what does not fit.
     """
-    from dpsim.engines.ase_engine import AseEngine, atoms_from_state, state_from_atoms
+    from dpsim.engines.ase_engine import atoms_from_state, state_from_atoms
+    from dpsim.engines.registry import make_engine
     from dpsim.protocols.structures import load_structure
 
     atoms = load_structure(protocol.structure, protocol.seed)
     state = state_from_atoms(atoms)
     calculator = calculator_for(protocol, None)
-    engine = AseEngine()
+    engine = make_engine(protocol.engine)
     stages = dict(zip(protocol.stage_names(), (s.settings() for s in protocol.stages), strict=True))
     for name, stage in stages.items():
         try:

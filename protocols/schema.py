@@ -14,6 +14,7 @@ from pydantic import Field, PositiveInt, ValidationInfo, field_validator, model_
 
 from dpsim.config import EnergyDrift, FilePath, Force, Length, Pressure, StrictModel, Temperature, Time, load_yaml
 from dpsim.engines.base import StageSettings
+from dpsim.engines.registry import EngineName
 
 _WHOLE = 1e-6  # a duration may miss a whole number of steps by this fraction of a step
 
@@ -226,7 +227,7 @@ class Protocol(StrictModel):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the run and of its directory")
     model: str = Field("water-pbe0ts", description="name of a bundled model, or path of a .dpsim file")
     structure: Structure
-    engine: Literal["ase"] = Field("ase", description="the code that integrates the equations of motion")
+    engine: EngineName = Field("ase", description="the code that integrates the equations of motion")
     precision: Literal["float32", "float64"] | None = Field(None, description="default: the model's own")
     device: str = Field("cpu", description='"cpu", "cuda", "cuda:1", ...')
     seed: int = Field(0, ge=0, description="the one seed of every random number; 0 is a seed like any other")

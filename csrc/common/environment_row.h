@@ -31,6 +31,7 @@ struct Radial {
   T inv_r;  // 1 / r, or 0 for r = 0: the unit vector is edge_vec * inv_r
 };
 
+// Of an edge whose length is known in double.
 template <typename T>
 DPSIM_HOST_DEVICE inline Radial<T> environment_radial(double distance, Switch p) {
   Radial<T> a;

@@ -304,7 +304,9 @@ int dpsim_student_compute(const dpsim_student* student, dpsim_workspace* workspa
                           dpsim_results* results) {
   if (!student || !workspace || !results)
     return fail_null(!student ? "student" : !workspace ? "workspace" : "results");
-  if (n < 0) return fail(DPSIM_INVALID_ARGUMENT, "`n` is %lld; expected the number of atoms", (long long)n);
+  if (n < 0 || n > NeighborList::max_atoms)
+    return fail(DPSIM_INVALID_ARGUMENT, "`n` is %lld; expected 0 to %lld atoms", (long long)n,
+                (long long)NeighborList::max_atoms);
   if (!pbc || (n > 0 && (!types || !positions))) return fail_null(!pbc ? "pbc" : !types ? "types" : "positions");
   if (!(skin >= 0 && skin <= kMaxSkin))
     return fail(DPSIM_INVALID_ARGUMENT, "`skin` is %g; expected 0 to %g A", skin, kMaxSkin);
@@ -341,9 +343,9 @@ int dpsim_student_compute_neighbors(const dpsim_student* student, dpsim_workspac
                                     int32_t first_type, dpsim_results* results) {
   if (!student || !workspace || !results)
     return fail_null(!student ? "student" : !workspace ? "workspace" : "results");
-  if (n_local < 0 || n_all < n_local)
-    return fail(DPSIM_INVALID_ARGUMENT, "`n_local, n_all` are %lld, %lld; expected 0 <= n_local <= n_all",
-                (long long)n_local, (long long)n_all);
+  if (n_local < 0 || n_all < n_local || n_all > NeighborList::max_atoms)
+    return fail(DPSIM_INVALID_ARGUMENT, "`n_local, n_all` are %lld, %lld; expected 0 <= n_local <= n_all <= %lld",
+                (long long)n_local, (long long)n_all, (long long)NeighborList::max_atoms);
   if (n_all > 0 && (!types || !positions)) return fail_null(!types ? "types" : "positions");
   if (n_local > 0 && list_changed && !offsets) return fail_null("offsets");
   return guarded_student([&]() -> int {

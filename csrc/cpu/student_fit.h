@@ -1,9 +1,9 @@
 // Steps 4 and 5 of a student, from contractions a[c, m] to energies, and their pull-back to dE/da.
 //
-// Lanes are centres here. A block of centres of one type is cut into tiles of 1 to kFitVectors vectors. An array of n rows
-// over a block holds its tiles one after the other, and of each tile (n, vectors, lanes): row k of the tile whose first
-// centre is f begins at n f + k vectors lanes. Features are made, used and forgotten chunk by chunk: there may be
-// thousands, and the first layer is most of the work.
+// Lanes are centres here. A block of centres of one type is cut into tiles of 1 to kFitVectors vectors. An array of n
+// rows over a block holds its tiles one after the other, and of each tile (n, vectors, lanes): row k of the tile whose
+// first centre is f begins at n f + k vectors lanes. Features are made, used and forgotten chunk by chunk: there may
+// be thousands, and the first layer is most of the work.
 #pragma once
 
 #include <vector>
@@ -59,7 +59,7 @@ struct FitBuffers {
   }
 };
 
-// ---- products of a packed matrix with rows of centres ----------------------------------------------------------------
+// ---- products of a packed matrix with rows of centres --------------------------------------------------------------
 // use(row, sum): sum[v] = sum_i w[row, i] x[i, v] over k inputs, for the rows of one tile of the matrix.
 template <typename T, int NV, typename Use>
 inline void multiply_tile(const T* w, int k, const T* x, int rows, Use use) {
@@ -156,7 +156,7 @@ void features_back(const PackedStudent<T>& student, const std::vector<FeatureRun
   }
 }
 
-// ---- 5. fitting net --------------------------------------------------------------------------------------------------
+// ---- 5. fitting net ------------------------------------------------------------------------------------------------
 // y = act(z + bias) idt + residual of x, and its slope in z, for one row of one tile.
 template <typename T, int NV>
 inline void activate_row(const PackedStudentLayer<T>& layer, int row, const vec_t<T>* z, const T* x, T* y, T* slope) {
@@ -173,7 +173,7 @@ inline void activate_row(const PackedStudentLayer<T>& layer, int row, const vec_
   }
 }
 
-// Forward and back through the net of one tile of centres; energies (W,) gets sum_m x_L[m] out_w[m].
+// The share of one chunk of features in the first layer, for one tile; after the last chunk, the layer's output.
 template <typename T, int NV>
 void fit_first_layer(const PackedStudent<T>& student, const PackedStudentLayer<T>& layer, int chunk, int first_atom,
                      FitBuffers<T>& buffers) {
@@ -193,6 +193,7 @@ void fit_first_layer(const PackedStudent<T>& student, const PackedStudentLayer<T
   });
 }
 
+// Any other layer, for one tile.
 template <typename T, int NV>
 void fit_layer(const PackedStudentLayer<T>& layer, int first_atom, const T* x, T* y, T* slope) {
   x += layer.n_in * first_atom, y += layer.n_out * first_atom, slope += layer.n_out * first_atom;
@@ -201,7 +202,7 @@ void fit_layer(const PackedStudentLayer<T>& layer, int first_atom, const T* x, T
   });
 }
 
-// energies = sum_m w[m] x[m, :]; grad = w.
+// energies = out_bias + sum_m out_weight[m] x[m, :], and its gradient in x.
 template <typename T, int NV>
 void fit_output(const PackedNet<T>& net, int first_atom, const T* x, T* grad, double* energies) {
   constexpr int L = Simd<T>::lanes, W = NV * L;
@@ -244,6 +245,7 @@ inline void fit_back(const PackedStudentLayer<T>& layer, int begin, int end, int
   });
 }
 
+// Pull-back of fit_layer.
 template <typename T, int NV>
 void fit_layer_back(const PackedStudentLayer<T>& layer, int first_atom, const T* grad, const T* slope, T* z,
                     T* grad_in) {

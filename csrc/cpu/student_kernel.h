@@ -61,7 +61,7 @@ std::vector<StudentBlock> student_blocks(const PackedStudent<T>& student, const 
   return blocks;
 }
 
-// ---- one block -------------------------------------------------------------------------------------------------------
+// ---- one block -----------------------------------------------------------------------------------------------------
 // Rows of channels of each centre of a group <-> rows of centres of the tile they are in.
 template <typename T, bool forth>
 void turn(const PackedStudent<T>& student, int first_atom, int tile_first, int tile_vectors, T* centers, T* rows) {
@@ -117,7 +117,8 @@ void student_block(const PackedStudent<T>& student, const AtomsView& atoms, cons
                         thread.totals, atom_virial(i));
       }
     }
-  for (int k = 0; out.atom_energy && k < block.count; ++k) out.atom_energy[block.first + k] = thread.energies[k] + core[k];
+  for (int k = 0; out.atom_energy && k < block.count; ++k)
+    out.atom_energy[block.first + k] = thread.energies[k] + core[k];
 }
 
 // ---- the interface -------------------------------------------------------------------------------------------------
@@ -168,8 +169,10 @@ void student_evaluate(const void* packed, void* scratch_, const AtomsView& atoms
     work[b + 1] = work[b] + listed(blocks[b]) + int64_t(kNetWorth) * padded(blocks[b].count, L);
     most_pairs = std::max(most_pairs, listed(blocks[b]) + int64_t(blocks[b].count + 2) * L);
   }
-  for (int64_t i = 0; i < atoms.n_local; ++i)
-    most_of_center = std::max(most_of_center, atoms.offsets[(i + 1) * student.n_types] - atoms.offsets[i * student.n_types]);
+  for (int64_t i = 0; i < atoms.n_local; ++i) {
+    const int64_t* offsets = atoms.offsets + i * student.n_types;
+    most_of_center = std::max(most_of_center, offsets[student.n_types] - offsets[0]);
+  }
   // Memory
   if (scratch.threads.size() < size_t(threads)) scratch.threads.resize(threads);
   for (int k = 0; k < threads; ++k) {

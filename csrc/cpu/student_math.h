@@ -109,11 +109,11 @@ inline void transpose(vec_t<T>* x) {
   }
 }
 
-// One step of sums: the number of vectors is halved.
-template <typename T, template <int, int, bool> class From, int S>
-inline void fold(vec_t<T>* x, int n) {
+// One step of sums: N vectors become half as many.
+template <typename T, template <int, int, bool> class From, int S, int N>
+inline void fold(vec_t<T>* x) {
 #pragma GCC unroll 8
-  for (int i = 0; i < n / 2; ++i)
+  for (int i = 0; i < N / 2; ++i)
     x[i] = shuffle<T, From, S, false>(x[2 * i], x[2 * i + 1]) + shuffle<T, From, S, true>(x[2 * i], x[2 * i + 1]);
 }
 
@@ -122,13 +122,13 @@ template <typename T>
 inline vec_t<T> sums(vec_t<T>* x) {
   constexpr int L = Simd<T>::lanes, E = 16 / sizeof(T);
   if constexpr (E == 4) {
-    fold<T, Zipped, 4>(x, L);
-    fold<T, Alternating, 2>(x, L / 2);
+    fold<T, Zipped, 4, L>(x);
+    fold<T, Alternating, 2, L / 2>(x);
   } else {
-    fold<T, Alternating, 1>(x, L);
+    fold<T, Alternating, 1, L>(x);
   }
-  if constexpr (L > E) fold<T, Successive, E>(x, L / E);
-  if constexpr (L > 2 * E) fold<T, Successive, E>(x, L / E / 2);
+  if constexpr (L > E) fold<T, Successive, E, L / E>(x);
+  if constexpr (L > 2 * E) fold<T, Successive, E, L / E / 2>(x);
   return x[0];
 }
 

@@ -104,16 +104,15 @@ struct PackedMatrix {
   PackedMatrix(int n_in_, int n_out_, int chunk_, Element element)
       : n_in(n_in_), n_out(n_out_), chunk(chunk_), tiles((n_out_ + kFitRows - 1) / kFitRows) {
     values.zeros(size_t(tiles) * kFitRows * n_in);
-    for (int first = 0; first < n_in; first += chunk)
-      for (int o = 0; o < n_out; ++o)
-        for (int i = first; i < std::min(n_in, first + chunk); ++i)
-          const_cast<T*>(tile(first, o / kFitRows))[size_t(i - first) * kFitRows + o % kFitRows] =
-              T(element(o, i));
+    for (int o = 0; o < n_out; ++o)
+      for (int i = 0; i < n_in; ++i)
+        values[offset(i / chunk * chunk, o / kFitRows) + i % chunk * kFitRows + o % kFitRows] = T(element(o, i));
+  }
+  size_t offset(int first, int tile) const {
+    return (size_t(first) * tiles + size_t(tile) * std::min(chunk, n_in - first)) * kFitRows;
   }
   // Inputs first .. first + chunk of a tile: (inputs, kFitRows).
-  const T* tile(int first, int index) const {
-    return values.data() + (size_t(first) * tiles + size_t(index) * std::min(chunk, n_in - first)) * kFitRows;
-  }
+  const T* tile(int first, int index) const { return values.data() + offset(first, index); }
 };
 
 template <typename T>

@@ -31,8 +31,7 @@ struct Pairs {
   void reserve(const PackedStudent<T>& student, int64_t n_pairs, int64_t n_of_center, int n_atoms) {
     const size_t n = n_pairs, of_center = n_of_center + 2 * Simd<T>::lanes;
     neighbor.reserve(n), inv_r.reserve(n), wide.reserve(4 * of_center), distance.reserve(of_center);
-    for (int c = 0; c < 3; ++c)
-      edge[c].reserve(n), r[c].reserve(of_center), g[c].reserve(of_center);
+    for (int c = 0; c < 3; ++c) edge[c].reserve(n), r[c].reserve(of_center), g[c].reserve(of_center);
     for (int c = 0; c < 4; ++c) u[c].reserve(of_center);
     parts.resize(student.parts.size());
     for (OfPart& part : parts) {
@@ -42,7 +41,8 @@ struct Pairs {
     bounds.resize(size_t(n_atoms) * student.n_types * (student.rings.size() + 1));
   }
   int64_t bytes() const {
-    int64_t sum = neighbor.bytes() + inv_r.bytes() + wide.bytes() + distance.bytes() + int64_t(bounds.size() * sizeof(int));
+    int64_t sum = neighbor.bytes() + inv_r.bytes() + wide.bytes() + distance.bytes();
+    sum += int64_t(bounds.size() * sizeof(int));
     for (int c = 0; c < 3; ++c) sum += edge[c].bytes() + r[c].bytes() + g[c].bytes();
     for (int c = 0; c < 4; ++c) sum += u[c].bytes();
     for (const OfPart& part : parts) sum += part.row.bytes() + 5 * part.t.bytes();
@@ -60,18 +60,17 @@ struct Totals {
   int64_t below_range;
 };
 
-// body(k) for k = 0 .. n - 1 and on to a multiple of the lanes: whole vectors only.
+// body(k) for k = 0 .. n - 1 and on to a multiple of the lanes, so that no scalar code is left at the end.
 template <typename T, typename Body>
 inline void for_lanes(int n, Body body) {
-  for (int first = 0; first < n; first += Simd<T>::lanes) {
+  const int end = padded(n, Simd<T>::lanes);
 #pragma omp simd
-    for (int k = first; k < first + Simd<T>::lanes; ++k) body(k);
-  }
+  for (int k = 0; k < end; ++k) body(k);
 }
 
 // ---- 1. environment, 2. table rows -------------------------------------------------------------------------------
-constexpr int kAhead = 24;                                                      // neighbours
 typedef double Position __attribute__((vector_size(32), aligned(8), may_alias));  // x y z 0
+constexpr int kAhead = 24;  // neighbours whose positions are on their way to the cache; lists are readable beyond
 
 // Picks the neighbours within the cutoff from the list of centre i. Reads positions and list; writes neighbor and wide
 // (edges as they come, x y z 0), and the bounds of this centre, from `begin` on. Returns where its neighbours end.
@@ -139,7 +138,8 @@ void truncate(const PackedStudent<T>& student, const PackedPart<T>& part, int be
   std::vector<std::pair<int, int>> nearest;  // index, type
   for (int t = 0; t < n_types; ++t)
     if (counts[t])
-      for (int k = bounds[t * per_type]; k < bounds[t * per_type + part.ring + 1]; ++k) nearest.push_back({k - begin, t});
+      for (int k = bounds[t * per_type]; k < bounds[t * per_type + part.ring + 1]; ++k)
+        nearest.push_back({k - begin, t});
   std::stable_sort(nearest.begin(), nearest.end(),
                    [&](const auto& a, const auto& b) { return distance[a.first] < distance[b.first]; });
   int room = 0;
@@ -151,6 +151,34 @@ void truncate(const PackedStudent<T>& student, const PackedPart<T>& part, int be
     if (kept) ++counts[t];
     else row[index] = part.zero_row();
   }
+}
+
+// The slots of an imported model, for one centre: drops neighbours for which there is none, and adds to a[0, m] what
+// the empty ones contribute.
+template <typename T>
+void fill_slots(const PackedStudent<T>& student, const PackedPart<T>& part, int first_type, int ti, int begin,
+                const int* bounds, const double* distance, typename Pairs<T>::OfPart& of, T* a) {
+  const int n_types = student.n_types, per_type = int(student.rings.size()) + 1;
+  std::vector<int> counts(n_types);
+  int total = 0;
+  bool full = false;
+  for (int t = 0; t < n_types; ++t) {
+    if (part.excluded[ti * n_types + t] && !part.excluded_counted) continue;
+    counts[t] = bounds[t * per_type + part.ring + 1] - bounds[t * per_type];
+    total += counts[t];
+    full |= part.slots == Slots::per_type && counts[t] > part.sel[t];
+  }
+  if (full || (part.slots == Slots::shared && total > part.sel[0])) {
+    truncate(student, part, begin, bounds, distance, of.row.data() + begin, counts.data());
+    total = std::min(total, part.sel[0]);
+  }
+  auto add_padding = [&](int t, int empty) {
+    T* to = a + part.channel_offset[t];
+    const T* pad = part.pad_of(ti, t);
+    for (int m = 0; m < part.width; ++m) to[m] += T(empty) * pad[m];
+  };
+  if (part.slots == Slots::shared) return add_padding(first_type, part.sel[0] - total);
+  for (int t = 0; t < n_types; ++t) add_padding(t, part.sel[t] - counts[t]);
 }
 
 // ---- 2. table, 3. contraction ------------------------------------------------------------------------------------
@@ -316,13 +344,11 @@ double forward_center(const PackedStudent<T>& student, const AtomsView& atoms, i
   const int n = gather(student, atoms, i, ti, begin, bounds, pairs) - begin;
   pairs.end = begin + padded(n, L);
   // 1. environment
-  double* distance = pairs.distance.data();
-  double* wide = pairs.wide.data();
+  double *distance = pairs.distance.data(), *wide = pairs.wide.data();
   T *ex = pairs.edge[0].data() + begin, *ey = pairs.edge[1].data() + begin, *ez = pairs.edge[2].data() + begin;
   T* inv_r = pairs.inv_r.data() + begin;
-  for (int k = n; k < padded(n, L); ++k) {  // beyond the last neighbour: any distance within range
+  for (int k = n; k < padded(n, L); ++k)  // beyond the last neighbour: any distance within range
     wide[4 * k] = student.rings.back(), wide[4 * k + 1] = wide[4 * k + 2] = 0;
-  }
   for_lanes<T>(n, [=](int k) {
     const double x = wide[4 * k], y = wide[4 * k + 1], z = wide[4 * k + 2], r = std::sqrt(x * x + y * y + z * z);
     distance[k] = r;
@@ -339,38 +365,15 @@ double forward_center(const PackedStudent<T>& student, const AtomsView& atoms, i
     const T* r[4] = {};
     if (part.angular) directions(of, begin, n, pairs, r);
     // 3. contraction, with the empty slots of an imported model
-    auto end_of = [&](int t) { return bounds[t * (n_rings + 1) + part.ring + 1]; };
-    if (part.slots != Slots::none) {
-      std::vector<int> counts(n_types);
-      int total = 0;
-      bool full = false;
-      for (int t = 0; t < n_types; ++t) {
-        const bool counted = part.excluded_counted || !part.excluded[ti * n_types + t];
-        counts[t] = counted ? end_of(t) - bounds[t * (n_rings + 1)] : 0;
-        total += counts[t];
-        full |= part.slots == Slots::per_type && counts[t] > part.sel[t];
-      }
-      if (full || (part.slots == Slots::shared && total > part.sel[0])) {
-        truncate(student, part, begin, bounds, distance, of.row.data() + begin, counts.data());
-        total = std::min(total, part.sel[0]);
-      }
-      auto add_padding = [&](int t, int empty) {
-        T* to = a + part.channel_offset[t];
-        const T* pad = part.pad_of(ti, t);
-        for (int m = 0; m < part.width; ++m) to[m] += T(empty) * pad[m];
-      };
-      if (part.slots == Slots::shared) add_padding(atoms.first_type, part.sel[0] - total);
-      else
-        for (int t = 0; t < n_types; ++t) add_padding(t, part.sel[t] - counts[t]);
-    }
+    if (part.slots != Slots::none) fill_slots(student, part, atoms.first_type, ti, begin, bounds, distance, of, a);
     for (int t = 0; t < n_types; ++t) {
       if (part.excluded[ti * n_types + t]) continue;
-      const int first = bounds[t * (n_rings + 1)], k = first - begin;
+      const int first = bounds[t * (n_rings + 1)], count = bounds[t * (n_rings + 1) + part.ring + 1] - first;
       const T* rt[4] = {};
-      for (int c = 0; part.angular && c < 4; ++c) rt[c] = r[c] + k;
-      (part.angular ? contract<T, true> : contract<T, false>)(end_of(t) - first, of.row.data() + first,
-                                                              of.t.data() + first, rt, part.table_of(ti, t),
-                                                              part.vectors, a + part.channel_offset[t], part.stride);
+      for (int c = 0; part.angular && c < 4; ++c) rt[c] = r[c] + first - begin;
+      (part.angular ? contract<T, true> : contract<T, false>)(count, of.row.data() + first, of.t.data() + first, rt,
+                                                              part.table_of(ti, t), part.vectors,
+                                                              a + part.channel_offset[t], part.stride);
     }
     a += part.components() * part.stride;
   }

@@ -18,7 +18,8 @@ inline void check(cudaError_t error) {
   if (error == cudaSuccess) return;
   cudaGetLastError();  // forget it where it can be forgotten
   throw Failure{error == cudaErrorMemoryAllocation
-                    ? fail(DPSIM_OUT_OF_MEMORY, "the GPU or the host is out of memory (CUDA: %s)", cudaGetErrorString(error))
+                    ? fail(DPSIM_OUT_OF_MEMORY, "the GPU or the host has no memory left (CUDA: %s)",
+                           cudaGetErrorString(error))
                     : fail(DPSIM_CUDA_ERROR, "CUDA: %s", cudaGetErrorString(error))};
 }
 

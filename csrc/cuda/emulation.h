@@ -169,7 +169,10 @@ struct Stream {
 #define blockDim (dpsim::emulation::block.block_size)
 #define gridDim (dpsim::emulation::block.grid_size)
 
-inline void __syncthreads() { dpsim::emulation::block.wait(dpsim::emulation::block.barrier, dpsim::emulation::block.live); }
+inline void __syncthreads() {
+  dpsim::emulation::Block& block = dpsim::emulation::block;
+  block.wait(block.barrier, block.live);
+}
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 // Fibers are never interrupted between barriers: plain reads and writes are atomic.
@@ -185,7 +188,7 @@ inline int atomicMax(int* at, int x) {
   return old;
 }
 
-// ---- the runtime -----------------------------------------------------------------------------------------------------
+// ---- the runtime ----------------------------------------------------------------------------------------------------
 enum cudaError_t { cudaSuccess = 0, cudaErrorMemoryAllocation = 2 };
 enum cudaMemcpyKind { cudaMemcpyHostToDevice, cudaMemcpyDeviceToHost, cudaMemcpyDeviceToDevice };
 enum cudaStreamCaptureMode { cudaStreamCaptureModeThreadLocal };

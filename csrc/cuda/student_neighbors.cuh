@@ -85,7 +85,7 @@ __device__ inline int bin_of(const double* x, const Grid& grid) {
   return bin;
 }
 
-// ---- sorting ---------------------------------------------------------------------------------------------------------
+// ---- sorting --------------------------------------------------------------------------------------------------------
 
 // Thread per item: counts[key[i]] += 1.
 __global__ void count_keys(int64_t n, const int* n_images, int64_t capacity, const int* key, int* counts) {
@@ -166,7 +166,7 @@ __global__ void sort_runs(int64_t n_keys, const int* start, int* order) {
     }
 }
 
-// ---- atoms and images ------------------------------------------------------------------------------------------------
+// ---- atoms and images -----------------------------------------------------------------------------------------------
 
 // Thread per atom: wraps it into the cell. Reads positions, types; writes place (caller's order), key = (type, bin).
 __global__ void wrap_atoms(int64_t n, const Frame* frame, const double* positions, const int* types, Grid grid,
@@ -259,7 +259,7 @@ __global__ void bin_atoms(int64_t n, const int* n_images, int64_t capacity, Grid
   if (i < live(n, n_images, capacity)) key[i] = type_of[i] * grid.n_bins + bin_of(xyz[i].v, grid);
 }
 
-// ---- rows ------------------------------------------------------------------------------------------------------------
+// ---- rows -----------------------------------------------------------------------------------------------------------
 
 // Appends j, on the lanes where `hit`, to a row that has n entries; returns how many it has now.
 __device__ inline int append(bool hit, int j, int n, int capacity, int* row) {
@@ -333,7 +333,7 @@ __global__ void take_rows(int64_t n, int n_types, const Place* place, const int6
   end_row(found, capacity, header);
 }
 
-// ---- every step ------------------------------------------------------------------------------------------------------
+// ---- every step -----------------------------------------------------------------------------------------------------
 
 // Thread per atom or image: xyz from the new positions; whether the list still holds; what is added to is cleared.
 // reference: positions the list was built for. forces (n_targets, 3) and atom_virial (n, 9) are in the caller's order.

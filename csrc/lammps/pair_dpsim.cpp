@@ -171,14 +171,16 @@ void PairDpsim::settings(int narg, char **arg)
   load_models();
 }
 
-/* Open every model: rank 0 reads, all hold. What the models of a committee must share is checked here. */
+/* Open every model, a path or the name of one that comes with dpsim: rank 0 reads, all hold. */
 void PairDpsim::load_models()
 {
   for (Model &model : models) {
     std::string bytes;
     int64_t size = -1;
     if (comm->me == 0) {
-      if (FILE *file = fopen(model.path.c_str(), "rb")) {
+      FILE *file = fopen(model.path.c_str(), "rb");
+      if (!file) file = fopen((DPSIM_MODELS "/" + model.path + ".dpsim").c_str(), "rb");
+      if (file) {
         char buffer[65536];
         for (size_t n; (n = fread(buffer, 1, sizeof(buffer), file)) > 0;) bytes.append(buffer, n);
         if (!ferror(file)) size = (int64_t) bytes.size();
@@ -187,7 +189,7 @@ void PairDpsim::load_models()
     }
     MPI_Bcast(&size, 1, MPI_INT64_T, 0, world);
     if (size < 0)
-      error->all(FLERR, "pair_style dpsim cannot read '{}'; expected a student written by: dpsim compress", model.path);
+      error->all(FLERR, "pair_style dpsim cannot read '{}'; expected a student, as written by: dpsim compress", model.path);
     if (size > INT_MAX) error->all(FLERR, "'{}' has {} bytes; expected a student of less than 2 GiB", model.path, size);
     bytes.resize(size);
     MPI_Bcast(bytes.data(), (int) size, MPI_CHAR, 0, world);
@@ -299,7 +301,7 @@ void PairDpsim::check_masses()
   for (int i = 1; i <= atom->ntypes; i++)
     for (const ElementMass &element : ELEMENT_MASSES)
       if (names[i] == element.symbol && (atom->mass[i] > 4.5 * element.mass || 4.5 * atom->mass[i] < element.mass))
-        error->warning(FLERR, "pair_coeff names atom type {} {}, of mass {}, but its mass is {}. Are elements swapped?", i,
+        error->warning(FLERR, "pair_coeff names atom type {} {}, of mass {:.5g}, but its mass is {:.5g}. Are elements swapped?", i,
                        names[i], element.mass, atom->mass[i]);
 }
 

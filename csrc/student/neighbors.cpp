@@ -17,11 +17,10 @@
 namespace dpsim {
 namespace {
 
-constexpr int64_t kMaxAtoms = std::numeric_limits<int32_t>::max() - 64;
-constexpr int64_t kReadable = 64;             // entries after the last neighbour that kernels may read
-constexpr double kMaxMeanNeighbors = 20000;   // more means wrong units, and no memory
-constexpr int kSmall = 2000;                  // atoms below which threads cost more than they bring
-constexpr double kSlack = 1e-5;               // relative; the search compares in float32
+constexpr int64_t kReadable = 64;            // entries after the last neighbour that kernels may read
+constexpr double kMaxMeanNeighbors = 20000;  // more means wrong units, and no memory
+constexpr int kSmall = 2000;                 // atoms below which threads cost more than they bring
+constexpr double kSlack = 1e-5;              // relative; the search compares in float32
 
 template <typename... Arguments>
 [[noreturn]] void refuse(const char* format, Arguments... arguments) {
@@ -318,7 +317,6 @@ Lattice::Lattice(const double* cell, const bool* periodic) {
 void NeighborList::update(const Configuration& configuration, const Student& student, uint64_t student_id, double skin,
                           int threads) {
   const int64_t n = configuration.n;
-  if (n > kMaxAtoms) refuse("`n` is %lld; expected at most %lld atoms", (long long)n, (long long)kMaxAtoms);
   if (n < kSmall) threads = 1;
   now_ = Lattice(configuration.cell, configuration.periodic);
   const bool same = student_id == student_id_ && n == atoms.n_local && skin == skin_ &&
@@ -528,10 +526,9 @@ void NeighborList::build(const Configuration& configuration, const Student& stud
           ghosts.push_back({int32_t(k), {s[0], s[1], s[2]}});
           ghost_keys.push_back(grid.key(image));
         }
-    if (int64_t(ghosts.size()) > kMaxAtoms - n)
-      refuse("%lld atoms have more than %lld periodic images near them; expected at most %lld in all. Use a larger cell "
-             "or fewer atoms.",
-             (long long)n, (long long)(kMaxAtoms - n), (long long)kMaxAtoms);
+    if (int64_t(ghosts.size()) > max_atoms - n)
+      refuse("`n` is %lld atoms and more than %lld periodic images near them; expected at most %lld in all. Use fewer.",
+             (long long)n, (long long)(max_atoms - n), (long long)max_atoms);
   }
   const std::vector<int32_t> ghost_order = radix_order(ghost_keys, grid.largest());
   const int64_t n_all = atoms.n_all = n + int64_t(ghosts.size());
@@ -592,7 +589,6 @@ int64_t NeighborList::bytes() const {
 
 // ---- an engine's list --------------------------------------------------------------------------------------------------
 void check_engine_list(int64_t n_local, int64_t n_all, const int64_t* offsets, const int32_t* neighbors) {
-  if (n_all > kMaxAtoms) refuse("`n_all` is %lld; expected at most %lld", (long long)n_all, (long long)kMaxAtoms);
   for (int64_t i = 0; i < n_local; ++i) {
     if (offsets[i] < 0 || offsets[i + 1] < offsets[i])
       refuse("`offsets` go from %lld to %lld at atom %lld; expected numbers from 0 that never fall",

@@ -98,7 +98,7 @@ struct Lattice {
 class NeighborList {
  public:
   // Brings `atoms` up to date with the configuration. `student_id` stands for n_types, pair_excluded and cutoff.
-  // Positions have to be finite and below max_coordinate. Throws AtomsError, std::bad_alloc.
+  // Positions have to be finite and below max_coordinate, atoms at most max_atoms. Throws AtomsError, std::bad_alloc.
   void update(const Configuration& configuration, const Student& student, uint64_t student_id, double skin,
               int threads);
 
@@ -107,7 +107,8 @@ class NeighborList {
   int64_t n_rebuilds = 0;
   int64_t bytes() const;
 
-  static constexpr double max_coordinate = 1e8;  // A; beyond it float64 keeps less than 1e-8 A
+  static constexpr double max_coordinate = 1e8;         // A; beyond it float64 keeps less than 1e-8 A
+  static constexpr int64_t max_atoms = INT32_MAX - 64;  // with ghosts: indices are 32-bit
 
  private:
   bool still_valid(const Configuration& configuration, double reach, int threads);

@@ -9,11 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from dpsim.analysis.statistics import mean_with_error
+from dpsim.engines.ase_engine import atoms_from_state
 from dpsim.engines.base import Engine, RunControl, StageSettings, State
 from dpsim.engines.output import RESTART, THERMO, TRAJECTORY, load_checkpoint, read_thermo
 from dpsim.errors import ConfigError, SimulationError
 from dpsim.trajectory import count_frames, read_frame
 from dpsim.units import BOLTZMANN_EV_PER_K
+from pair_calculators import BondedCalculator
 
 COMMON: dict[str, Any] = {
     "n_steps": 60,
@@ -202,14 +205,30 @@ class EngineConformance:
         assert not result.state.momenta.any()
 
     @pytest.mark.parametrize("name", ["bussi", "langevin"])
-    def test_thermostat_samples_its_temperature(self, name: str, tmp_path: Path) -> None:
-        from dpsim.analysis.statistics import mean_with_error
+    def test_thermostat_samples_the_kinetic_energy_of_its_temperature(self, name: str, tmp_path: Path) -> None:
+        """K is gamma distributed: of mean f kT/2 and variance f (kT)^2 / 2 for f degrees of freedom."""
+        stage = replace(STAGES[name], n_steps=3200, timestep_fs=10.0, trajectory_every=3200, thermo_every=4)
+        calculator = BondedCalculator(atoms_from_state(self.state()))
+        self.run(stage, tmp_path, calculator, checkpoint_seconds=1e9)
+        temperature = read_thermo(tmp_path / THERMO)["temperature_K"][80:]
+        mean = mean_with_error(temperature)
+        assert mean.error < 2.0
+        assert abs(mean.value - 60.0) < 4.0 * mean.error
+        variance = mean_with_error((temperature - 60.0) ** 2)
+        expected = 2.0 * 60.0**2 / stage.degrees_of_freedom(self.state().n_atoms)
+        assert variance.error < 0.3 * expected
+        assert abs(variance.value - expected) < 4.0 * variance.error
 
-        stage = replace(STAGES[name], n_steps=3000, timestep_fs=10.0)
-        self.run(stage, tmp_path, checkpoint_seconds=1e9)
-        estimate = mean_with_error(read_thermo(tmp_path / THERMO)["temperature_K"][300:])
-        assert estimate.error < 2.0
-        assert abs(estimate.value - 60.0) < 4.0 * estimate.error
+    def test_barostat_samples_its_pressure_and_temperature(self, tmp_path: Path) -> None:
+        stage = replace(STAGES["npt isotropic"], n_steps=3200, timestep_fs=10.0, trajectory_every=3200, thermo_every=4)
+        calculator = BondedCalculator(atoms_from_state(self.state()))
+        self.run(stage, tmp_path, calculator, checkpoint_seconds=1e9)
+        thermo = {name: values[150:] for name, values in read_thermo(tmp_path / THERMO).items()}
+        pressure, temperature = (mean_with_error(thermo[name]) for name in ("pressure_bar", "temperature_K"))
+        assert thermo["volume_A3"].std() > 0.002 * thermo["volume_A3"].mean()
+        assert pressure.error < 80.0
+        assert abs(pressure.value - 500.0) < 4.0 * pressure.error
+        assert abs(temperature.value - 60.0) < 4.0 * temperature.error
 
     def test_drawn_velocities_are_maxwellian(self) -> None:
         state = self.state()

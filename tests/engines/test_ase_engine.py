@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import random
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from conformance import STAGES, EngineConformance
 from dpsim.engines.ase_engine import AseEngine, atoms_from_state, state_from_atoms
 from dpsim.engines.base import RunControl, StageSettings, State, generator
-from dpsim.engines.output import RESTART, THERMO, TRAJECTORY, load_checkpoint, read_thermo
+from dpsim.engines.output import THERMO, read_thermo
+from kills import assert_kills_change_nothing
 from pair_calculators import PairCalculator, argon
 
 
@@ -50,66 +46,9 @@ class TestAseEngine(EngineConformance):
         return PairCalculator() if fail_at_call is None else FailingCalculator(fail_at_call, error or RuntimeError())
 
 
-KILL_SCRIPT = """
-import sys
-sys.path[:0] = {paths!r}
-from pathlib import Path
-from conformance import STAGES
-from dataclasses import replace
-from pair_calculators import PairCalculator, argon
-from dpsim.engines.ase_engine import AseEngine, state_from_atoms
-from dpsim.engines.base import RunControl
-stage = replace(STAGES[{name!r}], n_steps=500, trajectory_every=3)
-AseEngine().run_stage(
-    state_from_atoms(argon()), PairCalculator(), stage, Path({directory!r}),
-    RunControl(seed=7, name="killed", checkpoint_seconds={every}),
-)
-"""
-
-
 @pytest.mark.parametrize("name", ["langevin", "npt isotropic"])
-def test_sigkill_at_random_moments_equals_uninterrupted(name: str, tmp_path: Path) -> None:
-    """A process killed again and again ends with files equal, byte by byte, to those of one left alone."""
-    root = Path(__file__).parents[2]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-
-    def start(directory: Path, every: float) -> subprocess.Popen[bytes]:
-        paths = [str(Path(__file__).parent), str(root)]
-        script = KILL_SCRIPT.format(paths=paths, name=name, directory=str(directory), every=every)
-        return subprocess.Popen([sys.executable, "-c", script], env=environment, stderr=subprocess.PIPE)
-
-    assert start(tmp_path / "whole", 1e9).wait() == 0
-    moments = random.Random(0)
-    kills = 0
-    while kills < 3:
-        process = start(tmp_path / "parts", 0.05)
-        step_before = _step(tmp_path / "parts")
-        while process.poll() is None and _step(tmp_path / "parts") == step_before:
-            time.sleep(0.005)
-        time.sleep(moments.uniform(0.0, 0.15))
-        process.send_signal(signal.SIGKILL)
-        if process.wait() == 0:
-            break
-        kills += 1
-    final = start(tmp_path / "parts", 0.05)
-    _, message = final.communicate()
-    assert final.returncode == 0, message.decode()
-    assert kills >= 2
-    for file in (THERMO, TRAJECTORY):
-        assert (tmp_path / "parts" / file).read_bytes() == (tmp_path / "whole" / file).read_bytes(), file
-    parts, whole = (load_checkpoint(tmp_path / d / RESTART) for d in ("parts", "whole"))
-    assert parts is not None
-    assert whole is not None
-    np.testing.assert_array_equal(parts.state.momenta, whole.state.momenta)
-    assert parts.generator == whole.generator
-
-
-def _step(directory: Path) -> int:
-    try:
-        saved = load_checkpoint(directory / RESTART)
-    except Exception:
-        return -1
-    return -1 if saved is None else saved.step
+def test_kills_change_nothing(name: str, tmp_path: Path) -> None:
+    assert_kills_change_nothing(AseEngine(), name, tmp_path)
 
 
 def test_named_generators_are_independent_and_reproducible() -> None:

@@ -17,7 +17,7 @@ from dpsim.calculators.ase_calculator import DPCalculator
 from dpsim.data.frame import Frame
 from dpsim.distill.compress import compress
 from dpsim.engines.ase_engine import AseEngine, atoms_from_state, state_from_atoms
-from dpsim.engines.base import RunControl, StageSettings
+from dpsim.engines.base import Engine, RunControl, StageSettings
 from dpsim.engines.output import THERMO, TRAJECTORY
 from dpsim.models.config import ModelConfig
 from dpsim.models.energy_model import EnergyModel
@@ -76,21 +76,24 @@ def test_interrupted_student_equals_uninterrupted(kind: str, precision: Any, tmp
     check_interruptions(student(precision), kind, tmp_path)
 
 
-def check_interruptions(potential: EnergyModel | Student, kind: str, folder: Path) -> None:
+def check_interruptions(
+    potential: EnergyModel | Student, kind: str, folder: Path, engine: Engine | None = None, **settings: Any
+) -> None:
     """Kill a run three times; its files have to be, byte by byte, those of one left alone."""
+    engine = engine or AseEngine()
     stage = StageSettings(
         kind=kind,  # type: ignore[arg-type]
         n_steps=120,
         timestep_fs=1.0,
         initial_temperature_K=600.0,
         trajectory_every=5,
-        **KINDS[kind],
+        **(KINDS[kind] | settings),
     )
     state = state_from_atoms(water_box(12))
 
     def run(directory: str, calculator: DPCalculator) -> Any:
         control = RunControl(seed=0, name="water", checkpoint_seconds=0.0 if directory == "parts" else 1e9)
-        return AseEngine().run_stage(state, calculator, stage, folder / directory, control)
+        return engine.run_stage(state, calculator, stage, folder / directory, control)
 
     used = DPCalculator(potential, skin=0.3)
     moved = atoms_from_state(state)

