@@ -14,7 +14,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 
 from dpsim.data.frame import Batch, Frame, Prediction
@@ -89,8 +88,7 @@ class ModelCalculator(Calculator):
         prediction: Prediction = self.model(batch, forces=forces, virial=virial, atom_virial=atom_virial)
         if isinstance(self.model, Student):
             self._count_below_range(self.model.below_range, self.model.config.r_min)
-        n_atoms = batch.n_atoms_per_frame.tolist()
-        require_finite(prediction, batch.types, batch.positions, n_atoms, self.type_map)
+        _require_finite(prediction, batch, self.type_map)
         return prediction
 
     def __getstate__(self) -> dict[str, Any]:
@@ -122,13 +120,8 @@ def nothing(n_frames: int, forces: bool, virial: bool, atom_virial: bool) -> Pre
     )
 
 
-def require_finite(
-    prediction: Prediction, types: Any, positions: Any, n_atoms_per_frame: Sequence[int], type_map: Sequence[str]
-) -> None:
-    """Raise SimulationError naming the first atoms whose energy or force is NaN or infinite.
-
-    Args: types (n_atoms,) and positions (n_atoms, 3) of all frames, tensors or arrays.
-    """
+def _require_finite(prediction: Prediction, batch: Batch, type_map: Sequence[str]) -> None:
+    """Raise SimulationError naming the first atoms whose energy or force is NaN or infinite."""
     values = [prediction.atom_energy, prediction.forces, prediction.virial, prediction.energy]
     # A sum is finite only if every term is: one number decides, and the search below runs only after a failure.
     if all(math.isfinite(v.sum()) for v in values if v is not None):
@@ -137,14 +130,14 @@ def require_finite(
     if prediction.forces is not None:
         bad |= ~torch.isfinite(prediction.forces).all(dim=-1)
     atoms = torch.nonzero(bad).flatten().tolist()
-    ends = np.cumsum(n_atoms_per_frame)
+    offsets = torch.cumsum(batch.n_atoms_per_frame, 0) - batch.n_atoms_per_frame
     named = []
     for a in atoms[:5]:
-        frame = int(np.searchsorted(ends, a, side="right"))
-        where = f" of frame {frame}" if len(ends) > 1 else ""
-        x, y, z = positions[a].tolist()
-        local = a - int(ends[frame] - n_atoms_per_frame[frame])
-        named.append(f"{type_map[int(types[a])]} atom {local}{where} at ({x:.4g}, {y:.4g}, {z:.4g}) A")
+        frame = int(batch.frame_index[a])
+        where = f" of frame {frame}" if batch.n_frames > 1 else ""
+        x, y, z = batch.positions[a].tolist()
+        local = a - int(offsets[frame])
+        named.append(f"{type_map[int(batch.types[a])]} atom {local}{where} at ({x:.4g}, {y:.4g}, {z:.4g}) A")
     more = f" and {len(atoms) - 5} more" if len(atoms) > 5 else ""
     raise SimulationError(
         f"the model's energy or force is not finite for {'; '.join(named) or 'the whole frame'}{more}. "

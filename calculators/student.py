@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from dpsim.calculators.base import Calculator, join_predictions, nothing, require_finite
+from dpsim.calculators.base import Calculator, join_predictions, nothing
 from dpsim.data.frame import Batch, Frame, Prediction
 from dpsim.errors import SimulationError
 from dpsim.kernels.native import NativeError
@@ -47,13 +47,13 @@ class StudentCalculator(Calculator):
         )
         atoms = np.split(np.arange(batch.n_atoms), np.cumsum(batch.n_atoms_per_frame.tolist())[:-1])
         types, positions, cell = (x.cpu().numpy() for x in (batch.types, batch.positions.detach(), batch.cell))
-        predictions = [
-            self._evaluate(types[a], positions[a], cell[k], pbc, 0.0, forces, virial, atom_virial)
-            for k, (a, pbc) in enumerate(zip(atoms, (crossed > 0).numpy(), strict=True))
-        ]
-        prediction = join_predictions(predictions)
-        require_finite(prediction, types, positions, batch.n_atoms_per_frame.tolist(), self.type_map)
-        return prediction
+        wanted = {"forces": forces, "virial": virial, "atom_virial": atom_virial}
+        return join_predictions(
+            [
+                self.evaluate(types[a], positions[a], cell[k], pbc, **wanted)
+                for k, (a, pbc) in enumerate(zip(atoms, (crossed > 0).numpy(), strict=True))
+            ]
+        )
 
     def compute_frames(
         self, frames: Sequence[Frame], *, forces: bool = True, virial: bool = True, atom_virial: bool = False
@@ -80,30 +80,6 @@ class StudentCalculator(Calculator):
 
         Raises: SimulationError when a result is not finite, or atoms overlap.
         """
-        prediction = self._evaluate(types, positions, cell, pbc, skin, forces, virial, atom_virial)
-        require_finite(prediction, types, positions, [len(types)], self.type_map)
-        return prediction
-
-    @property
-    def n_rebuilds(self) -> int:
-        """Neighbour lists built since the start, or since `forget`."""
-        return 0 if self._workspace is None else self._workspace.n_rebuilds
-
-    def forget(self) -> None:
-        """Drop the neighbour list: the next structure is evaluated as if it were the first."""
-        self._workspace = None
-
-    def _evaluate(
-        self,
-        types: np.ndarray,
-        positions: np.ndarray,
-        cell: np.ndarray,
-        pbc: np.ndarray,
-        skin: float,
-        forces: bool,
-        virial: bool,
-        atom_virial: bool,
-    ) -> Prediction:
         if self._workspace is None:
             self._workspace = Workspace(self._threads, device=self.device)
         wanted = {"forces": forces, "virial": virial, "atom_virial": atom_virial}
@@ -121,6 +97,15 @@ class StudentCalculator(Calculator):
             virial=None if found.virial is None else torch.from_numpy(found.virial)[None],
             atom_virial=_tensor(found.atom_virial),
         )
+
+    @property
+    def n_rebuilds(self) -> int:
+        """Neighbour lists built since the start, or since `forget`."""
+        return 0 if self._workspace is None else self._workspace.n_rebuilds
+
+    def forget(self) -> None:
+        """Drop the neighbour list: the next structure is evaluated as if it were the first."""
+        self._workspace = None
 
     def __getstate__(self) -> dict[str, Any]:
         # The workspace is a cache: a pickled or copied calculator makes its own.

@@ -31,7 +31,7 @@ class Check:
 
 def diagnose() -> list[Check]:
     """Look at everything; never raises for something that is absent or broken."""
-    return [*_versions(), *_native(), *_devices(), *_engines(), *_models(), *_extras()]
+    return [*_versions(), *_native(), *_devices(), *_engines(), *_pair_style(), *_models(), *_extras()]
 
 
 def show_diagnosis(checks: list[Check], console: Console) -> None:
@@ -115,6 +115,19 @@ def _engines() -> list[Check]:
             state, detail = "missing", f"{present}this version of dpsim has no adapter for it"
         checks.append(Check("engines", extra, "broken" if extra == "ase" and state != "ok" else state, detail))
     return checks
+
+
+def _pair_style() -> list[Check]:
+    """The plugin for LAMMPS, compiled now if it has not been."""
+    from dpsim.calculators.lammps_pair import plugin
+    from dpsim.errors import DpsimError, MissingDependencyError
+
+    try:
+        return [Check("engines", "pair_style dpsim", "ok", str(plugin()))]
+    except MissingDependencyError:
+        return []
+    except DpsimError as error:
+        return [Check("engines", "pair_style dpsim", "missing", str(error))]
 
 
 def _models() -> list[Check]:

@@ -105,7 +105,7 @@ class _LammpsRun(StageRun):
     snapshot: of the beginning of the present segment; heat: energy that thermostats of earlier segments have taken.
     """
 
-    lammps: Lammps | None = None
+    lammps: Lammps
     snapshot: Snapshot
 
     def prepare(self, saved: Checkpoint | None) -> None:
@@ -114,6 +114,7 @@ class _LammpsRun(StageRun):
         self.snapshot = {} if saved is None else saved.integrator
         self.heat = float(self.snapshot.get("heat", 0.0)) if self.stage.kind == "nvt" else 0.0
         self.lammps = Lammps(self.start, self.stage.cell_change == "triclinic", self.snapshot or None)
+        self.opened.callback(self.lammps.close)
         self.callback = None if student else _Callback(self.calculator, self.start, self.lammps, self.snapshot)
         if student is not None:
             use_student(self.lammps, student)
@@ -232,10 +233,6 @@ class _LammpsRun(StageRun):
             excess = 2.0 * BOLTZMANN_EV_PER_K * self.stage.temperature_K
             heat -= excess * self.lammps.fix_value("integrate", _FIRST_OF_BAROSTAT_CHAIN)
         return heat
-
-    def close(self) -> None:
-        super().close()
-        self.lammps.close()
 
 
 class _Callback:

@@ -77,6 +77,7 @@ class _OpenmmRun(StageRun):
         self._half_kick = 0.5 * stage.timestep_fs / ASE_TIME_FS  # ASE time
         self._forces = LastForces(self.calculator, start)
         self._error: BaseException | None = None
+        self._now: Evaluated | None = None  # the present structure, once it has been evaluated
         self._barostat = self._make_barostat() if stage.kind == "npt" else None
         self._barostat_every = 0
         if stage.kind == "npt":
@@ -84,7 +85,7 @@ class _OpenmmRun(StageRun):
             self._barostat_every = max(1, round(stage.barostat_damping_fs / (_MOVES_PER_DAMPING * stage.timestep_fs)))
         self._context = self._make_context()
         if saved is None:
-            self._place(start.positions)
+            self._place(start.positions / _A_PER_NM)
             self._set_momenta(start.momenta)
         else:
             self._restore(saved)
@@ -128,10 +129,9 @@ class _OpenmmRun(StageRun):
 
     def advance(self) -> None:
         stage = self.stage
-        stop = self.next_stop()
-        if stage.thermostat == "langevin" or stage.kind != "nve":
-            stop = self.step + 1
+        stop = self.next_stop() if stage.kind == "nve" else self.step + 1
         before = self._forward_momenta() if stage.thermostat == "langevin" else None
+        self._now = None
         try:
             self._integrator.step(stop - self.step)
         except openmm.OpenMMException as error:
@@ -163,13 +163,13 @@ class _OpenmmRun(StageRun):
         """One move of the barostat: momenta are kept, positions follow the cell."""
         momenta, now = self.momenta(), self._evaluated()
         trial = barostat.propose(now.positions, now.cell, self.random)
-        then = self._forces.at(trial.positions, trial.cell)
+        positions_nm = trial.positions / _A_PER_NM
+        then = self._forces.at(positions_nm * _A_PER_NM, trial.cell)
         if not barostat.accept(trial, then.energy - now.energy, self.random):
             self._forces.last = now
             return
         self._cell = trial.cell
-        self._place(trial.positions)
-        self._forces.last = then
+        self._place(positions_nm)
         self._set_momenta(momenta)
         self.taken += then.energy - now.energy
 
@@ -178,13 +178,16 @@ class _OpenmmRun(StageRun):
 
     def _evaluated(self) -> Evaluated:
         """What the calculator says of the present structure."""
-        return self._at(self._positions_nm())
+        if self._now is None:
+            self._now = self._at(self._positions_nm())
+        return self._now
 
     def _positions_nm(self) -> Array:
         return self._context.getState(positions=True).getPositions(asNumpy=True)._value
 
-    def _place(self, positions: Array) -> None:
-        self._context.setPositions(positions / _A_PER_NM)
+    def _place(self, positions_nm: Array) -> None:
+        self._context.setPositions(positions_nm)
+        self._now = None
 
     def _stored_momenta(self) -> Array:
         """Half a step behind the positions."""
@@ -204,7 +207,7 @@ class _OpenmmRun(StageRun):
         return 0.5 * float(np.sum(momenta**2 * self.inverse_mass))
 
     def positions(self) -> Array:
-        return self._positions_nm() * _A_PER_NM
+        return self._positions_nm() * _A_PER_NM if self._now is None else self._now.positions
 
     def momenta(self) -> Array:
         return self._stored_momenta() + self._half_kick * self.forces()

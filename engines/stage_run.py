@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,8 @@ class StageRun(ABC):
         self.wall_before = 0.0 if saved is None else saved.wall_seconds
         self.started = time.monotonic()
         self.output = StageOutput(directory, [chemical_symbols[z] for z in start.numbers], start, saved)
+        self.opened = ExitStack()  # what `close` closes
+        self.opened.callback(self.output.close)
         if self.finished:
             return
         try:
@@ -93,7 +96,7 @@ class StageRun(ABC):
 
     @abstractmethod
     def prepare(self, saved: Checkpoint | None) -> None:
-        """Make the integrator act on `start`, and give it back what a checkpoint says of it. Not for finished stages."""
+        """Make the integrator act on `start`, and give it back what a checkpoint says of it; if not yet finished."""
 
     @abstractmethod
     def advance(self) -> None:
@@ -132,8 +135,8 @@ class StageRun(ABC):
         """What a checkpoint of this moment must hold besides the state."""
 
     def close(self) -> None:
-        """Close what is open, be it after `prepare`, half of it, or without."""
-        self.output.close()
+        """Close the files, and what `prepare` has added to `opened`."""
+        self.opened.close()
 
     # ---- what all engines share ------------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ constexpr int kMaxThreads = 1024;
 constexpr double kMaxSkin = 1e3;     // A
 constexpr double kOverlap = 1e-6;    // A; atoms nearer than this have no direction left
 
-// ---- kernels -------------------------------------------------------------------------------------------------------------
+// ---- kernels --------------------------------------------------------------------------------------------------------
 // A student packed for one instruction set and precision, with what its kernel needs beside it.
 class Evaluator {
  public:
@@ -117,7 +117,7 @@ int open_student(int precision, dpsim_student** student, Read read) {
   });
 }
 
-// ---- arguments -------------------------------------------------------------------------------------------------------------
+// ---- arguments ------------------------------------------------------------------------------------------------------
 int check_types(const Student& student, int64_t n, const int32_t* types) {
   for (int64_t i = 0; i < n; ++i)
     if (types[i] < 0 || types[i] >= student.n_types())
@@ -136,8 +136,8 @@ int check_positions(int64_t n, const double* positions) {
   return DPSIM_OK;
 }
 
-// ---- results ---------------------------------------------------------------------------------------------------------------
-// The sum with the rounding errors summed beside it: it does not depend on the order of the atoms but in the last digit.
+// ---- results --------------------------------------------------------------------------------------------------------
+// The sum with its rounding errors summed beside it: the order of the atoms shows in the last digit at most.
 double compensated_sum(const double* values, int64_t n) {
   double sum = 0, lost = 0;
   for (int64_t i = 0; i < n; ++i) {
@@ -234,7 +234,7 @@ int64_t cuda_workspace_bytes(const CudaWorkspace*) { return 0; }
 
 using namespace dpsim;
 
-// ---- students --------------------------------------------------------------------------------------------------------------
+// ---- students -------------------------------------------------------------------------------------------------------
 int dpsim_student_open(const char* path, int precision, dpsim_student** student) {
   return open_student(precision, student, [&] {
     if (!path) throw StudentError("`path` is NULL; expected the path of a student. Pass it.");
@@ -262,7 +262,7 @@ const char* dpsim_student_type_name(const dpsim_student* student, int type) {
   return student && type >= 0 && type < student->model.n_types() ? student->model.type_map[type].c_str() : nullptr;
 }
 
-// ---- workspaces ------------------------------------------------------------------------------------------------------------
+// ---- workspaces -----------------------------------------------------------------------------------------------------
 int dpsim_workspace_create(const dpsim_execution* execution, dpsim_workspace** workspace) {
   if (!workspace) return fail_null("workspace");
   *workspace = nullptr;
@@ -298,7 +298,7 @@ int64_t dpsim_workspace_bytes(const dpsim_workspace* workspace) {
          int64_t(w.forces.bytes() + w.atom_energy.bytes() + w.atom_virial.bytes());
 }
 
-// ---- computing -------------------------------------------------------------------------------------------------------------
+// ---- computing ------------------------------------------------------------------------------------------------------
 int dpsim_student_compute(const dpsim_student* student, dpsim_workspace* workspace, int64_t n, const int32_t* types,
                           const double* positions, const double* cell, const int32_t* pbc, double skin,
                           dpsim_results* results) {

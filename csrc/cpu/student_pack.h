@@ -28,6 +28,7 @@ struct PackedPart {
   std::vector<int> channel_offset;
   Slots slots;
   std::vector<int> sel;
+  int n_listed;
   std::vector<char> excluded;
   bool excluded_counted;
   std::vector<T> davg, inv_dstd;
@@ -63,6 +64,7 @@ PackedPart<T>::PackedPart(const StudentPart& part, int n, double r_min_, int fir
       channel_offset(part.channel_offset),
       slots(part.slots),
       sel(part.sel),
+      n_listed(part.n_listed),
       excluded(part.excluded),
       excluded_counted(part.excluded_counted),
       davg(part.davg.begin(), part.davg.end()),

@@ -129,8 +129,8 @@ inline void environment_of(const PackedPart<T>& part, int ti, int begin, int n, 
   });
 }
 
-// Drops neighbours beyond `sel` as dpsim/models/deepmd_conventions.py does: the sum(sel) nearest stay, of them the
-// sel[t] nearest of each type. Dropped ones read a row of zeros. counts (n_types,) is corrected.
+// Drops neighbours beyond `sel` as dpsim/models/deepmd_conventions.py does: of the n_listed nearest, the sel[t] nearest
+// of each type stay. Dropped ones read a row of zeros. counts (n_types,) is corrected.
 template <typename T>
 void truncate(const PackedStudent<T>& student, const PackedPart<T>& part, int begin, const int* bounds,
               const double* distance, int32_t* row, int* counts) {
@@ -142,12 +142,11 @@ void truncate(const PackedStudent<T>& student, const PackedPart<T>& part, int be
         nearest.push_back({k - begin, t});
   std::stable_sort(nearest.begin(), nearest.end(),
                    [&](const auto& a, const auto& b) { return distance[a.first] < distance[b.first]; });
-  int room = 0;
-  for (int n : part.sel) room += n;
   std::fill(counts, counts + n_types, 0);
   for (size_t k = 0; k < nearest.size(); ++k) {
     const auto [index, t] = nearest[k];
-    const bool kept = int(k) < room && (part.slots == Slots::shared || counts[t] < part.sel[t]);
+    const bool has_slot = part.slots == Slots::shared ? int(k) < part.sel[0] : counts[t] < part.sel[t];
+    const bool kept = int(k) < part.n_listed && has_slot;
     if (kept) ++counts[t];
     else row[index] = part.zero_row();
   }

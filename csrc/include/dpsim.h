@@ -2,7 +2,8 @@
  *
  * Every function that can fail returns a dpsim_status; dpsim_last_error() then says why (per thread).
  * Arrays are contiguous, row-major, and owned by the caller. Suffix _f32 / _f64: precision of every array.
- * Nothing is kept between calls: all functions may be called from several threads at once.
+ * Nothing is kept between calls but in the objects of the last section: functions may be called from several threads
+ * at once.
  */
 #ifndef DPSIM_H
 #define DPSIM_H

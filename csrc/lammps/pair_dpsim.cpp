@@ -233,6 +233,7 @@ void PairDpsim::coeff(int narg, char **arg)
   if (strcmp(arg[0], "*") != 0 || strcmp(arg[1], "*") != 0)
     error->all(FLERR, "pair_coeff {} {} is not possible with dpsim; expected * *, then an element for each type", arg[0],
                arg[1]);
+  if (!loaded) load_models();    // after read_restart in pair_style hybrid
   names.assign(1, "");
   for (int i = 2; i < narg; i++) names.emplace_back(arg[i]);
   map_elements();

@@ -38,7 +38,7 @@ void append_utf8(std::string& out, uint32_t code) {
 
 }  // namespace
 
-// ---- parsing -----------------------------------------------------------------------------------------------------------
+// ---- parsing --------------------------------------------------------------------------------------------------------
 JsonDocument::JsonDocument(std::string name, std::string text) : name_(std::move(name)), text_(std::move(text)) {
   if (text_.size() > kMaxText) throw JsonError("`" + name_ + "` is too large to be read");
   size_t at = 0;
@@ -182,7 +182,7 @@ std::string JsonDocument::decode(const Node& node) const {
   return out;
 }
 
-// ---- writing, for digests --------------------------------------------------------------------------------------------------
+// ---- writing, for digests -------------------------------------------------------------------------------------------
 std::string JsonDocument::canonical(const std::string& omitted) const {
   std::string out;
   out.reserve(text_.size());
@@ -220,7 +220,7 @@ void JsonDocument::write_canonical(uint32_t index, const std::string* omitted, s
   }
 }
 
-// ---- access ----------------------------------------------------------------------------------------------------------------
+// ---- access ---------------------------------------------------------------------------------------------------------
 void JsonValue::refuse(const std::string& expected) const {
   const auto& node = document_->nodes_[node_];
   std::string text = document_->text_.substr(node.begin, std::min<size_t>(node.end - node.begin, 60));

@@ -1,5 +1,5 @@
-// A strict JSON reader (RFC 8259) for the headers of model files: nothing is guessed, nothing grows beyond a few times
-// the text. Every function throws JsonError on what is not there or not right.
+// A strict JSON reader (RFC 8259) for the headers of model files: nothing is guessed, and memory stays below some 40
+// times the text. Every function throws JsonError on what is not there or not right.
 #pragma once
 
 #include <cstddef>

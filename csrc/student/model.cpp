@@ -8,6 +8,7 @@
 #include <cmath>
 #include <cstring>
 #include <fstream>
+#include <numeric>
 #include <unordered_map>
 
 #include <sys/stat.h>
@@ -32,7 +33,7 @@ std::string text_of(const std::vector<int64_t>& shape) {
   return "(" + text + ")";
 }
 
-// ---- tensors -------------------------------------------------------------------------------------------------------------
+// ---- tensors --------------------------------------------------------------------------------------------------------
 class Tensors {
  public:
   Tensors(const JsonValue& index, const unsigned char* data, size_t size) : data_(data) {
@@ -90,7 +91,7 @@ class Tensors {
   std::unordered_map<std::string, Tensor> tensors_;
 };
 
-// ---- config --------------------------------------------------------------------------------------------------------------
+// ---- config ---------------------------------------------------------------------------------------------------------
 template <typename Enum>
 Enum choice(const JsonValue& value, std::initializer_list<std::pair<const char*, Enum>> choices) {
   const std::string name = value.string();
@@ -165,7 +166,7 @@ void form_polynomials(StudentPart& part, int n_types, const std::vector<double>&
 
 StudentPart read_part(const JsonValue& config, size_t index, double r_min, int n, Tensors& tensors) {
   config.expect_keys({"kind", "rcut", "rcut_smth", "protection", "step", "n_intervals", "width", "channels", "axis",
-                      "channel_offset", "slots", "sel", "excluded", "excluded_counted"});
+                      "channel_offset", "slots", "sel", "n_listed", "excluded", "excluded_counted"});
   StudentPart part;
   part.kind = choice<PartKind>(config.at("kind"), {{"angular", PartKind::angular}, {"radial", PartKind::radial}});
   part.rcut = config.at("rcut").number(1e-3, 1e3);
@@ -186,6 +187,8 @@ StudentPart read_part(const JsonValue& config, size_t index, double r_min, int n
                              {{"none", Slots::none}, {"per_type", Slots::per_type}, {"shared", Slots::shared}});
   const size_t n_sel = part.slots == Slots::none ? 0 : part.slots == Slots::shared ? 1 : n;
   for (const JsonValue& sel : config.at("sel").items(n_sel, n_sel)) part.sel.push_back(int(sel.integer(0, kMaxCount)));
+  part.n_listed = std::accumulate(part.sel.begin(), part.sel.end(), 0);
+  if (config.has("n_listed")) part.n_listed = int(config.at("n_listed").integer(part.n_listed, kMaxCount));
   part.excluded = pair_table(config.at("excluded"), n);
   part.excluded_counted = config.at("excluded_counted").boolean();
 
@@ -277,7 +280,7 @@ Student read_config(const JsonValue& config, Tensors& tensors) {
   return student;
 }
 
-// ---- file ----------------------------------------------------------------------------------------------------------------
+// ---- file -----------------------------------------------------------------------------------------------------------
 Student parse(const std::string& name, const unsigned char* file, size_t size) {
   uint64_t length = 0;
   if (size >= 8) std::memcpy(&length, file, 8);

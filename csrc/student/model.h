@@ -23,6 +23,7 @@ struct StudentPart {
   std::vector<int> channel_offset;  // (n,) first channel of each neighbour type
   Slots slots;
   std::vector<int> sel;                // per_type: (n,); shared: (1,); none: empty
+  int n_listed;                        // sel is taken from this many nearest neighbours: at least sum(sel)
   std::vector<char> excluded;          // (n, n) pairs that contribute nothing
   bool excluded_counted;               // whether those pairs occupy slots
   std::vector<double> davg, inv_dstd;  // (n,), (n, 2)
@@ -70,7 +71,8 @@ struct StudentError : std::runtime_error {
 };
 
 // The student in the `size` bytes of a .dpsim file, checked to the last byte; throws StudentError. `name` is how
-// messages call the file. precision: 32, 64, or 0 for that of the file. Memory stays below four times `size`.
+// messages call the file. precision: 32, 64, or 0 for that of the file. Memory stays below four times
+// the tensors' and 40 times the index's bytes.
 Student parse_student(const std::string& name, const void* file, size_t size, int precision);
 // The same of a file by its path.
 Student read_student(const std::string& path, int precision);

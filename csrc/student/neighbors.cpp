@@ -19,7 +19,8 @@ namespace {
 
 constexpr int64_t kReadable = 64;            // entries after the last neighbour that kernels may read
 constexpr double kMaxMeanNeighbors = 20000;  // more means wrong units, and no memory
-constexpr int kSmall = 2000;                 // atoms below which threads cost more than they bring
+// Atoms below which threads cost more than they bring: in the search, and in loops of a few operations for each atom.
+constexpr int64_t kSearchAtoms = 2000, kLoopAtoms = 100000;
 constexpr double kSlack = 1e-5;              // relative; the search compares in float32
 
 template <typename... Arguments>
@@ -84,8 +85,8 @@ std::vector<int32_t> radix_order(std::vector<uint64_t>& keys, uint64_t largest) 
   return order;
 }
 
-// Cells of width w from `low` on, numbered from 1. Centres lie two cells or more inside, so the cells around one of them
-// never run from one row into the next.
+// Cells of width w from `low` on, numbered from 1. Centres lie two cells or more inside, so the cells around one never
+// run from one row into the next.
 struct Grid {
   double low[3], inverse_width[3], width[3];
   uint64_t n[3];
@@ -245,7 +246,8 @@ int64_t accumulate(Buffer<int64_t>& offsets, int64_t n_atoms, double reach) {
   for (size_t k = 1; k < offsets.size(); ++k) offsets[k] += offsets[k - 1];
   const int64_t total = offsets[offsets.size() - 1];
   if (double(total) > kMaxMeanNeighbors * double(n_atoms) + 1e8)
-    refuse("`positions` and `cell` give %.0f neighbours per atom within %g A; expected at most %.0f. Check their units.",
+    refuse("`positions` and `cell` give %.0f neighbours per atom within %g A; expected at most %.0f. Check their "
+           "units.",
            double(total) / double(n_atoms), reach, kMaxMeanNeighbors);
   return total;
 }
@@ -267,7 +269,7 @@ int64_t SortedAtoms::bytes() const {
   return int64_t(order.bytes() + types.bytes() + xyz.bytes() + offsets.bytes() + neighbors.bytes());
 }
 
-// ---- cell ----------------------------------------------------------------------------------------------------------------
+// ---- cell -----------------------------------------------------------------------------------------------------------
 Lattice::Lattice(const double* cell, const bool* periodic) {
   double lengths = 1;
   int n_periodic = 0, open = 0, given = 0;
@@ -306,18 +308,17 @@ Lattice::Lattice(const double* cell, const bool* periodic) {
   for (int k = 0; k < 3; ++k) cross(h[(k + 1) % 3], h[(k + 2) % 3], across[k]);
   const double volume = dot(h[0], across[0]);
   if (!(std::abs(volume) > 1e-6 * lengths))
-    refuse("`cell` has periodic vectors that are zero or linearly dependent (volume %g A^3 for lengths whose product is "
-           "%g); expected vectors that span space. Correct it, or switch off `pbc` where there is no vector.",
+    refuse("`cell` has periodic vectors that are zero or linearly dependent (volume %g A^3 for lengths whose product "
+           "is %g); expected vectors that span space. Correct it, or switch off `pbc` where there is no vector.",
            volume, lengths);
   for (int k = 0; k < 3; ++k)
     for (int d = 0; d < 3; ++d) inverse[d][k] = across[k][d] / volume;
 }
 
-// ---- Verlet list -----------------------------------------------------------------------------------------------------------
+// ---- Verlet list ----------------------------------------------------------------------------------------------------
 void NeighborList::update(const Configuration& configuration, const Student& student, uint64_t student_id, double skin,
                           int threads) {
   const int64_t n = configuration.n;
-  if (n < kSmall) threads = 1;
   now_ = Lattice(configuration.cell, configuration.periodic);
   const bool same = student_id == student_id_ && n == atoms.n_local && skin == skin_ &&
                     std::equal(periodic_, periodic_ + 3, configuration.periodic);
@@ -339,6 +340,7 @@ void NeighborList::update(const Configuration& configuration, const Student& stu
 // Also writes the positions of the centres.
 bool NeighborList::still_valid(const Configuration& configuration, double reach, int threads) {
   const int64_t n = configuration.n;
+  if (n < kLoopAtoms) threads = 1;
   double a[3][3];  // A = h0^-1 h
   for (int k = 0; k < 3; ++k) row_times(built_.inverse[k], now_.h, a[k]);
   if (std::memcmp(built_.h, now_.h, sizeof now_.h) == 0)
@@ -395,6 +397,7 @@ bool NeighborList::still_valid(const Configuration& configuration, double reach,
 }
 
 void NeighborList::place_ghosts(int threads) {
+  if (atoms.n_all < kLoopAtoms) threads = 1;
 #pragma omp parallel for num_threads(threads)
   for (int64_t g = atoms.n_local; g < atoms.n_all; ++g) {
     const int64_t ghost = g - atoms.n_local;
@@ -411,6 +414,7 @@ void NeighborList::build(const Configuration& configuration, const Student& stud
   const int64_t n = configuration.n;
   const int n_types = student.n_types();
   const double search = reach * (1 + kSlack);
+  const int loop_threads = n < kLoopAtoms ? 1 : threads, search_threads = n < kSearchAtoms ? 1 : threads;
   atoms.n_local = atoms.n_all = n;
   atoms.order.resize(n);
   if (n == 0) {
@@ -426,7 +430,7 @@ void NeighborList::build(const Configuration& configuration, const Student& stud
   double low[3], high[3];  // of the fractional coordinates
   std::fill_n(low, 3, std::numeric_limits<double>::max());
   std::fill_n(high, 3, -std::numeric_limits<double>::max());
-#pragma omp parallel for num_threads(threads) reduction(min : low[:3]) reduction(max : high[:3])
+#pragma omp parallel for num_threads(loop_threads) reduction(min : low[:3]) reduction(max : high[:3])
   for (int64_t i = 0; i < n; ++i) {
     double f[3];
     row_times(configuration.positions + 3 * i, now_.inverse, f);
@@ -445,7 +449,7 @@ void NeighborList::build(const Configuration& configuration, const Student& stud
   double from[3], to[3];  // box around the atoms
   std::fill_n(from, 3, std::numeric_limits<double>::max());
   std::fill_n(to, 3, -std::numeric_limits<double>::max());
-#pragma omp parallel for num_threads(threads) reduction(min : from[:3]) reduction(max : to[:3])
+#pragma omp parallel for num_threads(loop_threads) reduction(min : from[:3]) reduction(max : to[:3])
   for (int64_t i = 0; i < n; ++i) {
     double f[3], vector[3];
     row_times(configuration.positions + 3 * i, now_.inverse, f);
@@ -466,7 +470,7 @@ void NeighborList::build(const Configuration& configuration, const Student& stud
   // 2. centres by type, then by cell
   const Grid grid(from, to, 0.5 * search);
   std::vector<uint64_t> keys(n);
-#pragma omp parallel for num_threads(threads)
+#pragma omp parallel for num_threads(loop_threads)
   for (int64_t i = 0; i < n; ++i) keys[i] = grid.key(&wrapped[3 * i]);
   std::vector<uint64_t> all_keys(n);  // in the order of the sorted atoms, centres first
   {
@@ -547,7 +551,7 @@ void NeighborList::build(const Configuration& configuration, const Student& stud
     std::copy_n(ghost.shift, 3, &shift_[3 * g]);
     atoms.types[n + g] = atoms.types[ghost.owner];
   }
-  place_ghosts(threads);
+  place_ghosts(loop_threads);
   find_type_starts(atoms, n_types);
 
   // 4. all of them by cell
@@ -569,14 +573,14 @@ void NeighborList::build(const Configuration& configuration, const Student& stud
   const float limit = float((search + rounding) * (search + rounding));
   const char* excluded = student.pair_excluded.data();
   atoms.offsets.resize(size_t(n) * n_types + 1);
-  each_center(atoms, bins, grid, n_types, threads, [&](Candidates& near, int32_t i) {
+  each_center(atoms, bins, grid, n_types, search_threads, [&](Candidates& near, int32_t i) {
     const char* skipped = excluded + size_t(atoms.types[i]) * n_types;
     for (int t = 0; t < n_types; ++t)
       atoms.offsets[size_t(i) * n_types + t + 1] = skipped[t] ? 0 : near.count(i, t, limit);
   });
   const int64_t n_pairs = accumulate(atoms.offsets, n, reach);
   resize_neighbors(atoms, n_pairs);
-  each_center(atoms, bins, grid, n_types, threads, [&](Candidates& near, int32_t i) {
+  each_center(atoms, bins, grid, n_types, search_threads, [&](Candidates& near, int32_t i) {
     const char* skipped = excluded + size_t(atoms.types[i]) * n_types;
     for (int t = 0; t < n_types; ++t)
       if (!skipped[t]) near.fill(i, t, limit, atoms.neighbors.data() + atoms.offsets[size_t(i) * n_types + t]);
@@ -587,7 +591,7 @@ int64_t NeighborList::bytes() const {
   return atoms.bytes() + int64_t(owner.bytes() + x0_.bytes() + shift_.bytes());
 }
 
-// ---- an engine's list --------------------------------------------------------------------------------------------------
+// ---- an engine's list -----------------------------------------------------------------------------------------------
 void check_engine_list(int64_t n_local, int64_t n_all, const int64_t* offsets, const int32_t* neighbors) {
   for (int64_t i = 0; i < n_local; ++i) {
     if (offsets[i] < 0 || offsets[i + 1] < offsets[i])

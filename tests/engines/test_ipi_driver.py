@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import runpy
 import socket
 import struct
 import subprocess
@@ -36,6 +38,7 @@ from dpsim.models.config import ModelConfig
 from dpsim.models.energy_model import EnergyModel
 from dpsim.protocols.structures import water_box
 
+ROOT = Path(__file__).parents[2]
 BOHR, HARTREE = 0.529177210903, 27.211386245988  # CODATA 2018: A, eV
 
 
@@ -321,6 +324,22 @@ def test_ipi_gets_the_same_energies_in_every_way(tmp_path: Path) -> None:
     np.testing.assert_allclose(ours, direct, rtol=1e-9)
 
 
+def test_the_path_integral_example_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("ipi", reason="i-PI is not installed: pip install 'dpsim[ipi]'")
+    program("i-pi")
+    write(tmp_path / "water.extxyz", water_box(8))
+    options = ["--beads", "2", "--duration", "0.06", "--skip", "0", "--structure", "water.extxyz"]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setattr(sys, "argv", ["pimd.py", *options])
+    runpy.run_path(str(ROOT / "examples" / "ipi" / "pimd.py"), run_name="__main__")
+    results = json.loads((tmp_path / "pimd" / "results.json").read_text())["2"]
+    classical = 38.78  # meV
+    assert classical < results["kinetic_O_meV"][0] < results["kinetic_H_meV"][0] < 3.0 * classical
+    assert 0.9 < results["peak_A"][0] < 1.1
+    assert (tmp_path / "pimd" / "g_OH.png").exists()
+
+
 def our_driver(name: str) -> list[str]:
     code = "from dpsim.cli import main; main()"
     return [sys.executable, "-c", code, "ipi-driver", "--unix", name, "--rejoin", "model.dpsim", "init.xyz"]
@@ -347,7 +366,7 @@ def ipi_run(folder: Path, forcefield: str, driver: list[str] | None, name: str) 
     write(folder / "init.xyz", atoms, format="xyz", comment=f"# CELL(abcABC): {edges} 90 90 90 positions{{angstrom}} "
           "cell{angstrom}")  # fmt: skip
     (folder / "input.xml").write_text(INPUT.format(forcefield=forcefield))
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"}
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     run = {"cwd": folder, "env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     server = subprocess.Popen([*program("i-pi"), "input.xml"], **run)  # type: ignore[call-overload]
     client = None

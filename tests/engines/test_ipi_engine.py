@@ -45,7 +45,7 @@ class TestIpiEngine(EngineConformance):
 
 
 def test_kills_change_nothing(tmp_path: Path) -> None:
-    assert_kills_change_nothing(IpiEngine(), "langevin", tmp_path, steps=300, kills=1)
+    assert_kills_change_nothing(IpiEngine(), "langevin", tmp_path, steps=200, kills=1)
 
 
 @pytest.mark.parametrize("kind", ["nvt", "npt"])

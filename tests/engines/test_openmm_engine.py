@@ -40,7 +40,7 @@ class TestOpenmmEngine(EngineConformance):
 
 @pytest.mark.parametrize("name", ["langevin"])
 def test_kills_change_nothing(name: str, tmp_path: Path) -> None:
-    assert_kills_change_nothing(OpenmmEngine(), name, tmp_path, steps=300, kills=1)
+    assert_kills_change_nothing(OpenmmEngine(), name, tmp_path, steps=200, kills=1)
 
 
 @pytest.mark.parametrize("kind", ["nvt", "npt"])

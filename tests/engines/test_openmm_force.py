@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import importlib
+import re
+import runpy
+import sys
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from ase import Atoms
 from ase.build import molecule
+from ase.io import write
 
 pytest.importorskip("openmm", reason="OpenMM is not installed: pip install 'dpsim[openmm]'")
 
@@ -20,10 +24,12 @@ from openmm import app, unit
 from dpsim.calculators.ase_calculator import DPCalculator
 from dpsim.calculators.openmm_force import openmm_force
 from dpsim.errors import ConfigError, ElementError
+from dpsim.models.checkpoint import save_model
 from dpsim.models.config import ModelConfig
 from dpsim.models.energy_model import EnergyModel
 from dpsim.protocols.structures import water_box
 
+ROOT = Path(__file__).parents[2]
 KJ_PER_MOL_PER_EV = 96.48533212331  # CODATA 2018: e N_A / 1000
 
 
@@ -43,6 +49,17 @@ def topology_of(atoms: Atoms) -> app.Topology:
         topology.addAtom(f"{symbol}{k % 3}", app.Element.getBySymbol(symbol), residue)
     if atoms.pbc.all():
         topology.setPeriodicBoxVectors(atoms.cell.array * 0.1 * unit.nanometer)
+    return topology
+
+
+def tip3p_topology(atoms: Atoms) -> app.Topology:
+    """With the names and bonds that OpenMM's force field of water knows."""
+    topology = topology_of(atoms)
+    for residue in topology.residues():
+        o, h1, h2 = residue.atoms()
+        o.name, h1.name, h2.name = "O", "H1", "H2"
+        topology.addBond(o, h1)
+        topology.addBond(o, h2)
     return topology
 
 
@@ -178,6 +195,35 @@ def test_errors_of_the_model_reach_the_user() -> None:
         context.getState(energy=True)
 
 
+def test_the_example_runs_and_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save_model("model.dpsim", small_model("float32"))
+    write("water.extxyz", water_box(4))
+    options = ["--skip", "0", "--model", "model.dpsim", "--structure", "water.extxyz", "--directory", "run"]
+    for duration, rows in (("0.3", 30), ("0.4", 40)):  # ps
+        monkeypatch.setattr(sys, "argv", ["density.py", "--duration", duration, *options])
+        runpy.run_path(str(ROOT / "examples" / "openmm" / "density.py"), run_name="__main__")
+        assert "density at 330 K and 1 bar: " in capsys.readouterr().out
+        assert len(Path("run", "density.csv").read_text().splitlines()) == rows + 1
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ml_potential: Any) -> None:
+    """The Python of docs/openmm.md, one block after the other, on a small box."""
+    monkeypatch.chdir(tmp_path)
+    atoms = water_box(8)
+    with open("water.pdb", "w") as file:
+        app.PDBFile.writeFile(tip3p_topology(atoms), atoms.positions * unit.angstrom, file)
+    text = (ROOT / "docs" / "openmm.md").read_text()
+    names: dict[str, Any] = {}
+    for block in re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+        exec(block, names)
+    assert len(Path("log.csv").read_text().splitlines()) == 3
+    context = context_for(names["mixed"], atoms)
+    context.getIntegrator().step(1)
+
+
 # ---- OpenMM-ML -------------------------------------------------------------------------------------------------------
 
 
@@ -193,7 +239,7 @@ def ml_potential() -> Any:
 
 
 def entry_point() -> str:
-    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     name: str = project["entry-points"]["openmmml.potentials"]["dpsim"]
     return name
 
@@ -213,14 +259,7 @@ def test_a_mixed_system_is_ml_inside_and_mm_outside(ml_potential: Any) -> None:
     """E = E_ML(subset) + E_MM(all) - E_MM(subset alone); with lambda_interpolate = 0 it is E_MM(all)."""
     atoms = water_box(4)
     atoms.pbc, atoms.cell = False, None
-    topology = topology_of(atoms)
-    residues = list(topology.residues())
-    for residue in residues:
-        o, h1, h2 = residue.atoms()
-        topology.addBond(o, h1)
-        topology.addBond(o, h2)
-    for atom in topology.atoms():
-        atom.name = {"O0": "O", "H1": "H1", "H2": "H2"}[atom.name]
+    topology = tip3p_topology(atoms)
     mm = app.ForceField("tip3p.xml").createSystem(topology, rigidWater=False, nonbondedMethod=app.NoCutoff)
     model = small_model()
     subset = [0, 1, 2]
@@ -233,7 +272,7 @@ def test_a_mixed_system_is_ml_inside_and_mm_outside(ml_potential: Any) -> None:
     assert energy_and_forces(context)[0] == pytest.approx(all_mm, rel=1e-9)
     context.setParameter("lambda_interpolate", 1.0)
     single = app.Modeller(topology, atoms.positions * 0.1)
-    single.delete(residues[1:])
+    single.delete(list(topology.residues())[1:])
     alone = app.ForceField("tip3p.xml").createSystem(single.topology, rigidWater=False, nonbondedMethod=app.NoCutoff)
     expected = part.get_potential_energy() + all_mm - energy_and_forces(context_for(alone, part))[0]
     assert energy_and_forces(context)[0] == pytest.approx(expected, rel=1e-9)

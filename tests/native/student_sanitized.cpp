@@ -88,7 +88,8 @@ struct Results {
   }
 };
 
-int compute(const dpsim_student* student, dpsim_workspace* workspace, const Atoms& atoms, double skin, Results& results) {
+int compute(const dpsim_student* student, dpsim_workspace* workspace, const Atoms& atoms, double skin,
+            Results& results) {
   return dpsim_student_compute(student, workspace, int64_t(atoms.types.size()), atoms.types.data(),
                                atoms.positions.data(), atoms.cell, atoms.pbc, skin, &results.pointers);
 }
@@ -122,7 +123,8 @@ void run_configurations(const std::string& file, int precision, int rounds, bool
       for (double& x : atoms.positions) x += uniform(-0.07, 0.07);
       for (size_t i = 0; i < n; ++i)
         for (int k = 0; k < 3; ++k)
-          for (int d = 0; d < 3 && atoms.pbc[k] && below(4) == 0; ++d) atoms.positions[3 * i + d] -= atoms.cell[3 * k + d];
+          if (atoms.pbc[k] && below(4) == 0)
+            for (int d = 0; d < 3; ++d) atoms.positions[3 * i + d] -= atoms.cell[3 * k + d];
     }
     // an engine's list: all pairs, the last third of the atoms being ghosts
     std::vector<int64_t> offsets{0};

@@ -146,10 +146,25 @@ def test_float32_agrees_with_the_teacher(name: str, isa: int, threads: int) -> N
     n = c.frame.n_atoms
     deviation = found.forces - c.exact.forces.numpy()
     assert np.sqrt(np.mean(c.exact.forces.numpy() ** 2)) > 0.5  # eV/A: nothing is compared with zero
-    assert abs(found.energy - float(c.exact.energy[0])) / n < 1e-7
+    assert abs(found.energy - float(c.exact.energy[0])) / n < 3e-7  # one number: three times its usual size
     assert np.sqrt(np.mean(deviation**2)) < 5e-6
     assert np.abs(deviation).max() < 3e-5
     np.testing.assert_allclose(found.virial, c.exact.virial[0].numpy(), atol=2e-6 * n)
+
+
+@pytest.mark.parametrize("isa", range(SCALAR, BEST + 1))
+@pytest.mark.parametrize("name", CASES)
+def test_float32_energies_of_several_structures(name: str, isa: int) -> None:
+    """rms over displaced copies, against the student in float64, which equals the teacher to 1e-10 (below)."""
+    c = case(name)
+    random = np.random.default_rng(0)
+    deviations = []
+    for _ in range(8):
+        copy = moved(c.frame, random.normal(scale=0.05, size=c.frame.positions.shape))
+        found, exact = (compute(c.native(p), copy, 1, isa, forces=False).energy for p in ("float32", "float64"))
+        deviations.append((found - exact) / c.frame.n_atoms)
+    # Without fused multiply-add every step of a sum is rounded twice.
+    assert np.sqrt(np.mean(np.square(deviations))) < (2e-7 if isa == SCALAR else 1e-7)
 
 
 @pytest.mark.parametrize("isa", range(SCALAR, BEST + 1))
