@@ -229,7 +229,7 @@ class Measurement:
             self.report["results"][threads] = sizes = {}
             for n_atoms in self.args.atoms:
                 sizes[n_atoms] = self.size(n_atoms, threads, sizes)
-                print(f"{threads} threads, {n_atoms} atoms done", flush=True)
+                print(f"{plural(threads)}, {n_atoms} atoms done", flush=True)
                 write_report(self.report, markdown(self.report), self.args.output)
 
     def sides(self) -> list[str]:
@@ -264,7 +264,7 @@ class Measurement:
             output = self.folder / "evaluated.npz"
             with self.started(name, self.small, 1) as side:
                 side.ask({"do": "evaluate", "files": [str(f) for f in files], "output": str(output)})
-                self.report.setdefault("versions", {})[name] = {**side.info["versions"], "detail": side.info["detail"]}
+                self.report.setdefault("versions", {})[name] = side.info["versions"]
             with np.load(output) as found:
                 d_energy = [abs(found[f"energy_{k}"] - e) / len(f) for k, (e, f) in enumerate(truth)]
                 d_force = np.stack([found[f"forces_{k}"] - f for k, (_e, f) in enumerate(truth)])
@@ -445,14 +445,18 @@ def markdown(report: dict[str, Any]) -> str:
     for name, student in report["students"].items():
         lines.append(f"- {name}: {describe(student)}")
     for threads, sizes in report["results"].items():
-        lines += ["", f"## {threads} thread{'s' if int(threads) > 1 else ''}", "", *table(report, threads, sizes)]
+        lines += ["", f"## {plural(threads)}", "", *table(report, threads, sizes)]
     lines += ["", "## Dynamics: 192 atoms, 0.5 fs, `dpsim run` with all its output", ""]
     for threads, runs in report.get("dynamics", {}).items():
         for name, run in runs.items():
             lines.append(
-                f"- {name}, {threads} threads: {run['ms_per_step']:.2f} ms/step, {run['ns_per_day']:.1f} ns/day"
+                f"- {name}, {plural(threads)}: {run['ms_per_step']:.2f} ms/step, {run['ns_per_day']:.1f} ns/day"
             )
     return "\n".join([*lines, *foot(report)]) + "\n"
+
+
+def plural(threads: Any) -> str:
+    return f"{threads} thread{'s' if int(threads) > 1 else ''}"
 
 
 def describe(student: dict[str, Any]) -> str:
@@ -482,10 +486,11 @@ def table(report: dict[str, Any], threads: Any, sizes: dict[int, Any]) -> list[s
             ratio = f"{min(peers) / s['with_lists_ms']:.1f}x" if peers and name in STUDENTS else "-"
             student = report["students"].get(name, report["students"]["dpsim, full rank"])
             share = flops(student) * n_atoms / (s["ms"] * 1e6 * ceiling)
+            memory = "-" if int(n_atoms) == min(CELLS) else f"{s['bytes_per_atom']:.0f}"
             rows.append(
                 f"| {n_atoms} | {name} | {s['ms']:.4g} | {s['us_per_atom']:.2f} | "
                 f"{1000 * s['with_lists_ms'] / n_atoms:.2f} | {ratio} | {report['accuracy'][name]['force_rms']:.1e} | "
-                f"{100 * share:.0f} % | {s['bytes_per_atom']:.0f} |"
+                f"{100 * share:.0f} % | {memory} |"
             )
     notes = [f"Ceiling: {ceiling:.0f} GFLOP/s; DeePMD-kit's share counts the operations of dpsim's full-rank student."]
     for name in STUDENTS:
@@ -520,8 +525,11 @@ def one_thread(report: dict[str, Any], threads: int, n_atoms: int, name: str) ->
 def foot(report: dict[str, Any]) -> list[str]:
     """Versions, and a warning if the machine was not quiet."""
     lines = ["", "## Versions", ""]
-    for name, found in report.get("versions", {}).items():
-        lines.append(f"- {name}: {', '.join(f'{key} {value}' for key, value in found.items())}")
+    found: dict[str, None] = dict.fromkeys(
+        f"- {name.split()[0].strip(',')}: {', '.join(f'{key} {value}' for key, value in versions.items())}"
+        for name, versions in report.get("versions", {}).items()
+    )
+    lines += found
     sides = [s for sizes in report["results"].values() for size in sizes.values() for s in size["sides"].values()]
     shares = [share for s in sides for share in s["foreign_cpu"]]
     if shares and max(shares) > MAX_FOREIGN:

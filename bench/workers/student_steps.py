@@ -33,13 +33,10 @@ class Dpsim:
     packages = ("torch", "numpy")
 
     def __init__(self, spec):
-        from dpsim.kernels import native
         from dpsim.kernels.student import NativeStudent, Workspace
 
         self.student, self.skin = NativeStudent(spec["model"], "float32"), spec["skin"]
         self._workspace = lambda: Workspace(spec["threads"])
-        found = native.capabilities()
-        self.detail = f"libdpsim {found.version}, {found.isa}"
 
     def prepare(self, types, positions, cell):
         self.types, self.cell, self.workspace = types, cell, self._workspace()
@@ -62,7 +59,6 @@ class DeepmdPython:
         from deepmd.infer import DeepPot
 
         self.potential = DeepPot(spec["model"])
-        self.detail = "list made in each call"
 
     def prepare(self, types, positions, cell):
         self.types, self.cell = types, cell.reshape(1, 9)
@@ -90,7 +86,6 @@ class DeepmdLibrary:
         self.potential = ctypes.c_void_p(self.lib.DP_NewDeepPot(spec["model"].encode()))
         self._check()
         self.rcut, self.skin = spec["rcut"], spec["skin"]
-        self.detail = "list given, not timed"
 
     def _check(self):
         problem = self.lib.DP_DeepPotCheckOK(self.potential)
@@ -237,7 +232,6 @@ def main() -> None:
     say(
         {
             "versions": versions(*program.packages),
-            "detail": program.detail,
             "n_atoms": len(timed.types),
             "first_ms": first,
         }

@@ -1,6 +1,6 @@
 """Quantum nuclei in water: kinetic energy of H and O, and g_OH(r), for several numbers of beads.
 
-    python examples/ipi/pimd.py --beads 1 16 --duration 2 --model student.dpsim
+    python examples/ipi/pimd.py --beads 1 16 --duration 2
 
 For each number of beads a folder with i-PI's input.xml, which can be changed and run by hand, and continued with
 `i-pi RESTART`. i-PI runs the model inside, all beads in one batch. One bead is classical dynamics.
@@ -83,7 +83,7 @@ def parsed_options() -> argparse.Namespace:
     parser.add_argument("--beads", type=int, nargs="+", default=[1, 16], help="numbers of beads")
     parser.add_argument("--duration", type=float, default=2.0, help="ps, for each of them")
     parser.add_argument("--skip", type=float, default=0.3, help="ps at the beginning that are left out")
-    parser.add_argument("--model", default="water-pbe0ts", help="best: a student of it, `dpsim compress`")
+    parser.add_argument("--model", default="water-pbe0ts-student", help="name of a bundled model, or a .dpsim file")
     parser.add_argument("--structure", default=WATER, help="equilibrated water, any file that ASE reads")
     parser.add_argument("--directory", default="pimd")
     return parser.parse_args()

@@ -1,6 +1,6 @@
 """Water at constant pressure in OpenMM: its density, with an error bar.
 
-    python examples/openmm/density.py --model student.dpsim --duration 50
+    python examples/openmm/density.py --duration 50
 
 The same command continues from checkpoint.chk to the total duration. After a kill the rows since the checkpoint are
 there twice, as always in OpenMM; `dpsim run` with `engine: openmm` is exact.
@@ -39,7 +39,7 @@ def main() -> None:
 
 def parsed_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--model", default="water-pbe0ts", help="best: a student of it, `dpsim compress`")
+    parser.add_argument("--model", default="water-pbe0ts-student", help="name of a bundled model, or a .dpsim file")
     parser.add_argument("--temperature", type=float, default=330.0, help="K")
     parser.add_argument("--duration", type=float, default=50.0, help="ps, in total")
     parser.add_argument("--skip", type=float, default=10.0, help="ps at the beginning that are left out")
