@@ -225,7 +225,7 @@ class Measurement:
         self.report["steps_per_list"] = self.steps_per_list()
         self.report["dynamics"] = {threads: self.dynamics(threads) for threads in self.args.threads}
         for threads in self.args.threads:
-            self.report["ceiling_gflops"][threads] = ceiling(threads, self.folder)
+            self.report["ceiling_gflops"][threads] = ceiling(threads, self.folder, self.args.realtime)
             self.report["results"][threads] = sizes = {}
             for n_atoms in self.args.atoms:
                 sizes[n_atoms] = self.size(n_atoms, threads, sizes)
@@ -406,12 +406,14 @@ def write_xyz(source: Path, path: Path) -> None:
     path.write_text("\n".join([str(len(s["types"])), head, *atoms]) + "\n")
 
 
-def ceiling(threads: int, folder: Path) -> float:
+def ceiling(threads: int, folder: Path, realtime: bool) -> float:
     """GFLOP/s of float32 multiply-adds on this machine, now."""
     program = folder / "fma"
     source = str(HERE / "fma.c")
     subprocess.run(["cc", "-O3", "-march=native", "-fopenmp", source, "-o", str(program)], check=True)
-    return float(subprocess.run([program, str(threads)], check=True, capture_output=True, text=True).stdout)
+    probe = subprocess.Popen([program, str(threads)], stdout=subprocess.PIPE, text=True, start_new_session=True)
+    with realtime_priority(probe.pid) if realtime else contextlib.nullcontext():
+        return float(probe.communicate()[0])
 
 
 def available_bytes() -> float:

@@ -205,6 +205,7 @@ class EngineConformance:
         assert not result.state.momenta.any()
 
     @pytest.mark.parametrize("name", ["bussi", "langevin"])
+    @pytest.mark.slow
     def test_thermostat_samples_the_kinetic_energy_of_its_temperature(self, name: str, tmp_path: Path) -> None:
         """K is gamma distributed: of mean f kT/2 and variance f (kT)^2 / 2 for f degrees of freedom."""
         stage = replace(STAGES[name], n_steps=3200, timestep_fs=10.0, trajectory_every=3200, thermo_every=4)
@@ -219,6 +220,7 @@ class EngineConformance:
         assert variance.error < 0.3 * expected
         assert abs(variance.value - expected) < 4.0 * variance.error
 
+    @pytest.mark.slow
     def test_barostat_samples_its_pressure_and_temperature(self, tmp_path: Path) -> None:
         stage = replace(STAGES["npt isotropic"], n_steps=3200, timestep_fs=10.0, trajectory_every=3200, thermo_every=4)
         calculator = BondedCalculator(atoms_from_state(self.state()))

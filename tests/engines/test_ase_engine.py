@@ -47,6 +47,7 @@ class TestAseEngine(EngineConformance):
 
 
 @pytest.mark.parametrize("name", ["langevin", "npt isotropic"])
+@pytest.mark.slow
 def test_kills_change_nothing(name: str, tmp_path: Path) -> None:
     assert_kills_change_nothing(AseEngine(), name, tmp_path)
 

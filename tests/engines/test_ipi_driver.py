@@ -311,6 +311,7 @@ DIRECT = """<ffdirect name='dpsim'> <pes>custom</pes> <pes_path>{pes}</pes_path>
 SOCKET = "<ffsocket name='dpsim' mode='unix'> <address>{name}</address> {more} </ffsocket>"
 
 
+@pytest.mark.slow
 def test_ipi_gets_the_same_energies_in_every_way(tmp_path: Path) -> None:
     """From the PES file inside i-PI, in a batch; from it in i-PI's own driver; from `dpsim ipi-driver`, in a batch."""
     pytest.importorskip("ipi", reason="i-PI is not installed: pip install 'dpsim[ipi]'")

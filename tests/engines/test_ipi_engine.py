@@ -44,6 +44,7 @@ class TestIpiEngine(EngineConformance):
         return super().run(stage, *args, **control)
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(tmp_path: Path) -> None:
     assert_kills_change_nothing(IpiEngine(), "langevin", tmp_path, steps=200, kills=1)
 

@@ -221,5 +221,6 @@ def test_protocols_run_in_lammps(relaxed: tuple[Path, Atoms], tmp_path: Path) ->
     assert len(read_thermo(tmp_path / "run" / "stages" / "03_nve" / THERMO)["step"]) > 20
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(tmp_path: Path) -> None:
     assert_kills_change_nothing(LammpsEngine(), "npt triclinic", tmp_path, steps=300, kills=1)

@@ -39,6 +39,7 @@ class TestOpenmmEngine(EngineConformance):
 
 
 @pytest.mark.parametrize("name", ["langevin"])
+@pytest.mark.slow
 def test_kills_change_nothing(name: str, tmp_path: Path) -> None:
     assert_kills_change_nothing(OpenmmEngine(), name, tmp_path, steps=200, kills=1)
 

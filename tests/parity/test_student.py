@@ -22,6 +22,7 @@ from ase.io import read
 from dpsim import load_model
 from dpsim.analysis.dynamics import DriftResult, energy_drift
 from dpsim.calculators.ase_calculator import DPCalculator
+from dpsim.calculators.base import calculator_of
 from dpsim.data.frame import Batch, Frame, Prediction
 from dpsim.distill.compress import compress
 from dpsim.engines.ase_engine import AseEngine, state_from_atoms
@@ -305,3 +306,32 @@ def test_a_warning_says_once_how_many_pairs_are_too_near() -> None:
     atoms.positions[1, 0] = 1.0
     atoms.get_forces()
     assert atoms.calc.below_range == 0
+
+
+def test_an_imported_hybrid_shares_one_neighbor_list() -> None:
+    """DeePMD-kit fills the slots of each part from one list of the nearest neighbours, longer than the part's own."""
+    parts = [
+        {"type": "se_e2_a", "rcut": 5.0, "rcut_smth": 1.0, "sel": [2, 3, 2], "neuron": [4, 8], "axis_neuron": 3},
+        {"type": "se_e2_r", "rcut": 4.0, "rcut_smth": 1.0, "sel": [4, 1, 4], "neuron": [4, 8]},
+    ]
+    config = ModelConfig.model_validate(
+        {
+            "type_map": ["O", "H", "C"],
+            "precision": "float64",
+            "deepmd_conventions": True,
+            "descriptor": {"type": "hybrid", "list": parts},
+            "fitting": {"neuron": [10, 10]},
+        }
+    )
+    rng = np.random.default_rng(1)
+    cell = np.array([[7.0, 0.3, 0.0], [0.7, 7.5, -0.4], [0.2, -0.6, 8.0]])
+    grid = np.stack(np.meshgrid(*[np.arange(3) / 3] * 3, indexing="ij"), -1).reshape(-1, 3)
+    positions = (grid + rng.uniform(-0.05, 0.05, grid.shape)) @ cell
+    frame = Frame(positions, rng.integers(0, 3, len(grid)), ("O", "H", "C"), cell, np.ones(3, bool))
+    teacher = EnergyModel(config, seed=1)
+    batch = Batch.from_frames([frame], teacher.rcut)
+    student, _ = compress(teacher, frames=[frame], tolerance=1e-8, precision="float64")
+    assert [part.n_listed for part in student.config.parts] == [11, 11]  # of each element, what the greedier part wants
+    expected, found = teacher(batch), calculator_of(student).compute(batch)
+    assert float((found.energy - expected.energy).abs()) < 1e-10
+    assert float((found.forces - expected.forces).abs().max()) < 1e-8

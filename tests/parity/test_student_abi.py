@@ -558,6 +558,7 @@ def sanitized(tmp_path_factory):
     return folder / "student_sanitized"
 
 
+@pytest.mark.slow
 def test_nothing_is_read_or_written_out_of_bounds(sanitized, tmp_path):
     files = []
     for name, sel in (("roomy", (400, 300)), ("truncating", (9, 6))):

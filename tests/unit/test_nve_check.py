@@ -46,6 +46,7 @@ def test_sound_run_passes_and_its_fluctuation_scales_with_dt_squared(tmp_path: P
     assert "fault" not in results
 
 
+@pytest.mark.slow
 def test_forces_with_a_curl_are_the_models_fault(tmp_path: Path) -> None:
     sites = argon().positions
     results = check(
@@ -64,6 +65,7 @@ def test_forces_with_a_curl_are_the_models_fault(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_coarse_forces_are_the_precisions_fault(tmp_path: Path) -> None:
     RoundedCalculator.grid = 0.03
     results = check(
@@ -75,6 +77,7 @@ def test_coarse_forces_are_the_precisions_fault(tmp_path: Path) -> None:
     assert results["fault"]["label"] == "At fault: precision"
 
 
+@pytest.mark.slow
 def test_large_time_step_is_at_fault(tmp_path: Path) -> None:
     results = check(
         tmp_path,

@@ -190,6 +190,7 @@ def start_process(settings: dict[str, Any], folder: Path, resume: bool) -> subpr
     )
 
 
+@pytest.mark.slow
 def test_kill_9_at_random_moments_changes_nothing(train_settings: dict[str, Any], tmp_path: Path) -> None:
     """Kills, at random moments, a process that saves at every third step: many kills fall into the writing of files."""
     settings = {
