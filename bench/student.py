@@ -45,7 +45,8 @@ from training import COMMON, peer_input
 CELLS = {192: 1, 1536: 2, 5184: 3, 12288: 4, 41472: 6, 98304: 8, 331776: 12, 786432: 16, 1119744: 18}  # per edge
 QUICK = [192, 1536]
 SKIN = 1.0  # A
-REFERENCE = 12288  # atoms; slopes start here, and larger sizes are left to DeePMD-kit's fastest way
+REFERENCE = 12288  # atoms; slopes start here
+RACED = 1536  # atoms; larger sizes are left to DeePMD-kit's fastest way
 STUDENTS = {"dpsim, full rank": "full", "dpsim, rank by tolerance": "auto", "dpsim, 16 modes": 16}
 PEERS = {
     "DeePMD-kit TensorFlow, C library": ("deepmd-library", "compressed.pb"),
@@ -302,17 +303,12 @@ class Measurement:
     def that_fit(self, n_atoms: int, smaller: dict[int, Any]) -> tuple[list[str], dict[str, str]]:
         """The sides to measure at a size, and why not the others."""
         names, left_out = [], {}
-        at_reference = {k: s["ms"] for k, s in smaller.get(REFERENCE, {"sides": {}})["sides"].items() if k in PEERS}
+        at_reference = {k: s["ms"] for k, s in smaller.get(RACED, {"sides": {}})["sides"].items() if k in PEERS}
         for name in self.sides():
             if name in PEERS and n_atoms > self.args.peer_max_atoms:
                 left_out[name] = "not tried"
-            elif (
-                n_atoms > REFERENCE
-                and at_reference
-                and name in PEERS
-                and name != min(at_reference, key=at_reference.get)
-            ):
-                left_out[name] = f"slower at {REFERENCE} atoms"
+            elif n_atoms > RACED and at_reference and name in PEERS and name != min(at_reference, key=at_reference.get):
+                left_out[name] = f"slower at {RACED} atoms"
             elif self.need(name, n_atoms) > 0.8 * available_bytes():
                 left_out[name] = f"needs some {self.need(name, n_atoms) / 2**30:.0f} GiB"
             else:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsim.calculators.evaluator import Memory, evaluator_of
+from dpsim.calculators.evaluator import Evaluator, Memory, ModelEvaluator, StudentEvaluator, evaluator_of
 from dpsim.calculators.selection import Precision, model_name, resolve_model
 from dpsim.data.frame import Prediction
 from dpsim.errors import ConfigError, DataError, ElementError, MissingDependencyError
@@ -35,56 +35,22 @@ if TYPE_CHECKING:
 DEFAULT_SKIN = 1.0  # A; see DPCalculator
 
 
-class DPCalculator(AseCalculator):
-    """Energy, forces and stress of a Deep Potential, E = sum_i E_i(neighbours of i within rcut).
-
-    forces = -dE/dr; stress = (1/V) dE/d(strain); stresses are the atoms' shares: stresses.sum(axis=0) = stress.
-    Stress and stresses need a cell of three lattice vectors. Any pbc, triclinic and small cells are allowed.
-
-    The neighbour list keeps pairs within rcut + skin until an atom has moved skin/2. A model takes from it the pairs
-    within rcut, in a fixed order: equal structures give equal forces bit by bit, whatever was calculated before. A
-    student on native kernels sums in the order that its list was built in: equal structures give equal forces but for
-    rounding, and bit by bit after the same `memory`.
-
-    Args:
-        model: name of a bundled model, path of a .dpsim file, or a model or student (used as it is, not copied).
-        precision: "float32" or "float64"; None keeps the model's own.
-        device: "cpu", "cuda", ...
-        skin: A, >= 0; a speed setting only.
-
-    Raises: ElementError (elements the model does not know), DataError (non-finite positions),
-        SimulationError (non-finite energy or forces), PropertyNotImplementedError (stress without a cell).
-    Source: ASE's calculator interface; Verlet, Phys. Rev. 159, 98 (1967) for the skin.
-    """
+class EvaluatorCalculator(AseCalculator):
+    """What every calculator of dpsim is to ASE; a subclass says what evaluates. `settings` become `parameters`."""
 
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
     ignored_changes = {"initial_charges", "initial_magmoms"}
 
-    def __init__(
-        self,
-        model: str | PathLike[str] | EnergyModel | Student = "water-pbe0ts",
-        *,
-        precision: Precision | None = None,
-        device: str = "cpu",
-        skin: float = DEFAULT_SKIN,
-    ):
+    def __init__(self, evaluator: Evaluator, settings: dict[str, Any]):
         super().__init__()
-        if not (np.isfinite(skin) and skin >= 0):
-            raise ConfigError(f"`skin` is {skin}; expected a length >= 0 A. The default is {DEFAULT_SKIN} A.")
-        name = model_name(model)
-        self.parameters.update(model=name, precision=precision, device=str(device), skin=float(skin))
-        self._evaluator = evaluator_of(resolve_model(model, precision), str(device), float(skin))
-        self._type_of_number = _type_table(self._evaluator.calculator.type_map)
-
-    @property
-    def model(self) -> Potential:
-        """The EnergyModel or Student behind this calculator."""
-        return self._evaluator.calculator.model
+        self.parameters.update(settings)
+        self._evaluator = evaluator
+        self._type_of_number = _type_table(evaluator.type_map)
 
     @property
     def below_range(self) -> int:
         """Directed pairs of the last structure nearer than where a student's tables begin; 0 for other models."""
-        return self._evaluator.calculator.below_range
+        return self._evaluator.below_range
 
     def memory(self) -> Memory:
         """What, besides the present structure, rounding depends on: arrays, to be kept with a restart point."""
@@ -100,14 +66,14 @@ class DPCalculator(AseCalculator):
 
     def __repr__(self) -> str:
         settings = ", ".join(f"{key}={value!r}" for key, value in self.parameters.items())
-        return f"DPCalculator({settings})"
+        return f"{type(self).__name__}({settings})"
 
     def set(self, **kwargs: Any) -> dict[str, Any]:
         """Settings are fixed at construction: raise ConfigError for any change."""
         if kwargs:
             raise ConfigError(
-                f"DPCalculator.set was given {sorted(kwargs)}; expected nothing, settings are fixed. "
-                "Construct a new DPCalculator with them."
+                f"{type(self).__name__}.set was given {sorted(kwargs)}; expected nothing, settings are fixed. "
+                f"Construct a new {type(self).__name__} with them."
             )
         return {}
 
@@ -136,7 +102,7 @@ class DPCalculator(AseCalculator):
             self.results = {}
         asked = set(properties or ["energy"])
         has_volume = self.atoms.cell.rank == 3
-        derivatives = bool(asked & {"forces", "stress", "stresses"})
+        derivatives = bool(asked - {"energy", "free_energy", "energies"})
         types = self._types(self.atoms)
         positions, cell = _finite("positions", self.atoms.positions), _finite("cell", self.atoms.cell.array)
         # One backward pass gives forces and virial together; an NPT step asks for them in separate calls.
@@ -158,9 +124,57 @@ class DPCalculator(AseCalculator):
             unknown = sorted({chemical_symbols[z] for z in atoms.numbers[types < 0]})
             raise ElementError(
                 f"elements {unknown} of the structure are unknown to the model `{self.parameters['model']}`; "
-                f"it knows {list(self._evaluator.calculator.type_map)}. Use a model trained on these elements."
+                f"it knows {list(self._evaluator.type_map)}. Use a model trained on these elements."
             )
         return types
+
+
+class DPCalculator(EvaluatorCalculator):
+    """Energy, forces and stress of a Deep Potential, E = sum_i E_i(neighbours of i within rcut).
+
+    forces = -dE/dr; stress = (1/V) dE/d(strain); stresses are the atoms' shares: stresses.sum(axis=0) = stress.
+    Stress and stresses need a cell of three lattice vectors. Any pbc, triclinic and small cells are allowed.
+
+    The neighbour list keeps pairs within rcut + skin until an atom has moved skin/2. A model takes from it the pairs
+    within rcut, in a fixed order: equal structures give equal forces bit by bit, whatever was calculated before. A
+    student on native kernels sums in the order that its list was built in: equal structures give equal forces but for
+    rounding, and bit by bit after the same `memory`.
+
+    Args:
+        model: name of a bundled model, path of a .dpsim file, or a model or student (used as it is, not copied).
+        precision: "float32" or "float64"; None keeps the model's own.
+        device: "cpu", "cuda", ...
+        skin: A, >= 0; a speed setting only.
+
+    Raises: ElementError (elements the model does not know), DataError (non-finite positions),
+        SimulationError (non-finite energy or forces), PropertyNotImplementedError (stress without a cell).
+    Source: ASE's calculator interface; Verlet, Phys. Rev. 159, 98 (1967) for the skin.
+    """
+
+    _evaluator: ModelEvaluator | StudentEvaluator
+
+    def __init__(
+        self,
+        model: str | PathLike[str] | EnergyModel | Student = "water-pbe0ts",
+        *,
+        precision: Precision | None = None,
+        device: str = "cpu",
+        skin: float = DEFAULT_SKIN,
+    ):
+        checked_skin(skin)
+        settings = {"model": model_name(model), "precision": precision, "device": str(device), "skin": float(skin)}
+        super().__init__(evaluator_of(resolve_model(model, precision), str(device), float(skin)), settings)
+
+    @property
+    def model(self) -> Potential:
+        """The EnergyModel or Student behind this calculator."""
+        return self._evaluator.calculator.model
+
+
+def checked_skin(skin: float) -> None:
+    """Raise ConfigError for a skin that is no length."""
+    if not (np.isfinite(skin) and skin >= 0):
+        raise ConfigError(f"`skin` is {skin}; expected a length >= 0 A. The default is {DEFAULT_SKIN} A.")
 
 
 def _finite(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 Memory = dict[str, NDArray[Any]]
 
 
-def evaluator_of(model: Potential, device: str, skin: float) -> Evaluator:
+def evaluator_of(model: Potential, device: str, skin: float) -> ModelEvaluator | StudentEvaluator:
     """The fastest evaluator for a model on a device; pairs within rcut + skin (A) are kept."""
     calculator = calculator_of(model, device)
     if isinstance(calculator, StudentCalculator):
@@ -33,9 +33,17 @@ def evaluator_of(model: Potential, device: str, skin: float) -> Evaluator:
 
 
 class Evaluator(ABC):
-    """Energy, forces and virial of one structure after another."""
+    """Energy, forces and virial of one structure after another.
 
-    calculator: ModelCalculator | StudentCalculator
+    type_map: names of the elements, in the order that `types` count.
+    """
+
+    type_map: tuple[str, ...]
+
+    @property
+    @abstractmethod
+    def below_range(self) -> int:
+        """Directed pairs of the last structure nearer than where a student's tables begin."""
 
     @abstractmethod
     def evaluate(
@@ -66,7 +74,7 @@ class ModelEvaluator(Evaluator):
     """Whatever PyTorch evaluates. Results are a function of the present structure alone, so it has no memory."""
 
     def __init__(self, calculator: ModelCalculator, skin: float):
-        self.calculator, self._skin = calculator, skin
+        self.calculator, self._skin, self.type_map = calculator, skin, calculator.type_map
         self._edges = _CurrentEdges(calculator.rcut, skin)
 
     def evaluate(
@@ -80,8 +88,19 @@ class ModelEvaluator(Evaluator):
         virial: bool = True,
         atom_virial: bool = False,
     ) -> Prediction:
+        batch = self.batch(types, positions, cell, pbc)
+        return self.calculator.compute(batch, forces=forces, virial=virial, atom_virial=atom_virial)
+
+    def batch(
+        self,
+        types: NDArray[np.int64],
+        positions: NDArray[np.float64],
+        cell: NDArray[np.float64],
+        pbc: NDArray[np.bool_],
+    ) -> Batch:
+        """One structure with its pairs within rcut."""
         center, neighbor, shift = self._edges.update(positions, cell, pbc)
-        batch = Batch(
+        return Batch(
             positions=torch.from_numpy(positions),
             types=torch.from_numpy(types),
             frame_index=torch.zeros(len(types), dtype=torch.int64),
@@ -91,7 +110,10 @@ class ModelEvaluator(Evaluator):
             shift=torch.from_numpy(shift),
             n_atoms_per_frame=torch.tensor([len(types)]),
         )
-        return self.calculator.compute(batch, forces=forces, virial=virial, atom_virial=atom_virial)
+
+    @property
+    def below_range(self) -> int:
+        return self.calculator.below_range
 
     def __getstate__(self) -> dict[str, Any]:
         # The neighbour list is a cache (and may hold native handles): a pickled or copied evaluator builds its own.
@@ -109,10 +131,8 @@ class StudentEvaluator(Evaluator):
     order, so the structure that the list was built from is what has to be remembered.
     """
 
-    calculator: StudentCalculator
-
     def __init__(self, calculator: StudentCalculator, skin: float):
-        self.calculator, self._skin = calculator, skin
+        self.calculator, self._skin, self.type_map = calculator, skin, calculator.type_map
         self._listed: Memory = {}  # the structure that the present list was built from
         self._to_list: Memory = {}  # one to build a list from before anything else
 
@@ -143,6 +163,10 @@ class StudentEvaluator(Evaluator):
                 self._listed = {
                     "types": types.copy(), "positions": positions.copy(), "cell": cell.copy(), "pbc": np.array(pbc)
                 }  # fmt: skip
+
+    @property
+    def below_range(self) -> int:
+        return self.calculator.below_range
 
     def memory(self) -> Memory:
         return dict(self._to_list or self._listed)

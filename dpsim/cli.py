@@ -80,6 +80,34 @@ def test(
 
 
 @app.command()
+def evaluate(
+    model: ModelName,
+    structures: Annotated[Path, typer.Argument(help="An extxyz file, of any number of structures.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The extxyz file to write, with dpsim_* added.")],
+    precision: Annotated[Literal["float32", "float64"] | None, typer.Option(help="Default: the model's own.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """Energies, forces and virials of many structures, written beside what the file holds."""
+    from dpsim.calculators.predictions import predict_file
+
+    count = predict_file(model, structures, output, precision=precision, device=device)
+    typer.echo(f"{count} structures written to {output}")
+
+
+@app.command()
+def verify(
+    model: ModelName,
+    structure: Annotated[Path, typer.Argument(help="A structure in any format that ASE reads; its last frame.")],
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write verify.json into this folder.")] = None,
+) -> None:
+    """Whether every engine and precision gives the same energy, forces and virial. Exit code 1: no."""
+    from dpsim.protocols.verify import verify_file
+
+    if not verify_file(model, structure, output):
+        raise typer.Exit(1)
+
+
+@app.command()
 def convert(
     source: Annotated[Path, typer.Argument(help="A portable DeePMD-kit model (.dp, .yaml).")],
     output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write (.dpsim).")],

@@ -2,6 +2,8 @@
 
 The file is scanned once for where frames begin and which elements occur; frames are parsed when asked for.
 Labels: REF_* are preferred, then dft_*, then the plain names, then what ASE holds as calculator results.
+Predictions are written as dpsim_*, beside what a frame holds (`with_predictions`); as labels they are never taken,
+unless LabelKeys names them.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ from dpsim.data.system import System, hash_file
 from dpsim.errors import DataError
 
 _PREFIXES = ("REF_", "ref_", "DFT_", "dft_", "")
+_PREDICTED = "dpsim_"
+_PROPERTIES = re.compile(r'\bProperties="?[^"\s]+')
 _SPECIES = re.compile(r'Properties="?(?P<before>.*?)species:S:1', re.IGNORECASE)
 
 
@@ -68,12 +72,15 @@ class ExtxyzSystem(System):
         hash_file(digest, self.path)
         return digest.hexdigest()
 
-    def frame(self, k: int) -> Frame:
+    def text(self, k: int) -> str:
+        """The lines of a frame as they are in the file."""
         self._check_index(k)
         with open(self.path, "rb") as file:
             file.seek(self._starts[k])
-            text = file.read(self._starts[k + 1] - self._starts[k]).decode()
-        source = f"{self.path} frame {k}"
+            return file.read(self._starts[k + 1] - self._starts[k]).decode()
+
+    def frame(self, k: int) -> Frame:
+        text, source = self.text(k), f"{self.path} frame {k}"
         atoms = _parse(text, source)
         results = dict(atoms.calc.results) if atoms.calc is not None else {}
         found = {**results, **atoms.arrays, **atoms.info}
@@ -107,6 +114,35 @@ class ExtxyzSystem(System):
             flat = flat[[0, 5, 4, 5, 1, 3, 4, 3, 2]]
         matrix = _shaped(key, flat.reshape(3, 3) if flat.size == 9 else value, (3, 3), source)
         return -matrix * abs(float(np.linalg.det(np.asarray(atoms.cell)))) if is_stress else matrix
+
+
+def with_predictions(
+    text: str, energy: float, forces: np.ndarray, virial: np.ndarray | None, stress: np.ndarray | None, source: str
+) -> str:
+    """A frame's lines with predictions added, all that was there kept as it is.
+
+    Added: dpsim_energy eV; dpsim_virial eV and dpsim_stress eV/A^3 (ASE's sign), nine numbers each, row by row; columns
+    dpsim_forces eV/A.
+
+    Raises: DataError where the frame has such a key already; `source` names it.
+    """
+    number, comment, *rows = text.splitlines()[: 2 + len(forces)]
+    if _PREDICTED in comment:
+        raise DataError(
+            f"{source} has predictions ({_PREDICTED}...) already; expected a frame without. Evaluate the original file."
+        )
+    added = f"{_PREDICTED}energy={energy:.17g}"
+    for name, matrix in (("virial", virial), ("stress", stress)):
+        if matrix is not None:
+            added += f' {_PREDICTED}{name}="{" ".join(f"{x:.17g}" for x in matrix.ravel())}"'
+    column = f"{_PREDICTED}forces:R:3"
+    if _PROPERTIES.search(comment):
+        comment = _PROPERTIES.sub(rf"\g<0>:{column}", comment, count=1)
+    else:  # plain XYZ
+        comment = f"Properties=species:S:1:pos:R:3:{column} {comment}"
+        rows = [" ".join(row.split()[:4]) for row in rows]
+    rows = [f"{row.rstrip()} {x:.17g} {y:.17g} {z:.17g}" for row, (x, y, z) in zip(rows, forces, strict=True)]
+    return "\n".join([number, f"{comment.rstrip()} {added}", *rows]) + "\n"
 
 
 def _first(found: dict[str, Any], keys: tuple[str, ...]) -> tuple[str, Any] | None:

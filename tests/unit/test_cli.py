@@ -36,7 +36,8 @@ def dpsim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captur
 def test_help_names_every_command(dpsim):
     code, out, _ = dpsim("--help")
     assert code == 0
-    for name in ("run", "train", "test", "convert", "compress", "show", "schema", "template", "validate", "doctor"):
+    names = "run train test evaluate verify convert compress show schema template validate doctor"
+    for name in names.split():
         assert name in out
         assert dpsim(name, "--help")[0] == 0
 
@@ -119,6 +120,15 @@ def test_train_show_and_test_a_model(dpsim, tmp_path: Path, train_settings: dict
     code, out, err = dpsim("test", "lj/model-last.dpsim", str(lj_data / "validation"), "-o", "errors")
     assert code == 0 and "RMSE" in out, err
     assert (tmp_path / "errors" / "test.json").is_file()
+
+
+def test_evaluate_adds_predictions(dpsim, tmp_path: Path):
+    (tmp_path / "w.xyz").write_text("3\nREF_energy=1\nO 0 0 0.12\nH 0 0.76 -0.48\nH 0 -0.76 -0.48\n")
+    code, out, err = dpsim("evaluate", "water-pbe0ts", "w.xyz", "-o", "p.xyz")
+    assert code == 0 and "1 structures written to p.xyz" in out, err
+    assert "REF_energy=1 dpsim_energy=" in (tmp_path / "p.xyz").read_text()
+    code, _, err = dpsim("evaluate", "water-pbe0ts", "w.xyz", "-o", "w.xyz")
+    assert code == cli.MISTAKE and "`output` is w.xyz" in err
 
 
 def test_compress_and_test_a_student(dpsim, tmp_path: Path, lj_data: Path):
