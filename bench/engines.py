@@ -3,7 +3,7 @@
     python bench/engines.py --realtime --peer-python /path/to/env/bin/python --work /where/student.py/keeps/models
 
 Water at constant energy, 0.5 fs, 330 K, one thread, a list of cutoff + 1 A, thermodynamic output every 10 steps and
-frames every 50. Every window is a process of its own, so engines take turns; after a warm-up its number is the mean of
+frames every 20. Every window is a process of its own, so engines take turns; after a warm-up its number is the mean of
 its steps, and reported is the median of the windows. "Not the model" is
 
 - LAMMPS: 1 - Pair / Loop of LAMMPS's own timing, ranks averaged. Neighbour lists, communication, integration and output

@@ -77,6 +77,19 @@ class EvaluatorCalculator(AseCalculator):
             )
         return {}
 
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        """What differs from the last structure, bit by bit whatever `tol`: ASE's comparison of floats is slow."""
+        last = self.atoms
+        if last is None:
+            return list(all_changes)
+        pairs = {
+            "positions": (last.positions, atoms.positions),
+            "numbers": (last.numbers, atoms.numbers),
+            "cell": (last.cell.array, atoms.cell.array),
+            "pbc": (last.pbc, atoms.pbc),
+        }
+        return [name for name, (old, new) in pairs.items() if not np.array_equal(old, new)]
+
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
         """As in ASE; stress and stresses of a structure without three lattice vectors are refused before any work."""
         structure = self.atoms if atoms is None else atoms

@@ -21,7 +21,7 @@ import numpy as np
 from protocol import say, versions
 
 TIMESTEP_FS, TEMPERATURE_K = 0.5, 330.0
-THERMO_EVERY, TRAJECTORY_EVERY = 10, 50
+THERMO_EVERY, TRAJECTORY_EVERY = 10, 20  # windows have multiples of 20 steps
 
 
 class Stopwatch:
