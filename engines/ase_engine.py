@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dpsim.engines.ase_integrators import Integrator, make_integrator
-from dpsim.engines.base import Array, Engine, Remembers, RunControl, StageResult, StageSettings, State
+from dpsim.engines.base import Array, Engine, RunControl, StageResult, StageSettings, State
 from dpsim.engines.output import Checkpoint
 from dpsim.engines.stage_run import Memory, StageRun
 from dpsim.errors import MissingDependencyError
@@ -37,11 +37,7 @@ class AseEngine(Engine):
     ) -> StageResult:
         """As documented in Engine."""
         self.require(stage, state)
-        run = _AseRun(state, calculator, stage, directory, control)
-        try:
-            return run.to_the_end()
-        finally:
-            run.close()
+        return _AseRun(state, calculator, stage, directory, control).to_the_end()
 
 
 def state_from_atoms(atoms: Atoms) -> State:
@@ -118,6 +114,6 @@ class _AseRun(StageRun):
     def memory(self) -> Memory:
         return Memory(
             integrator=self.integrator.state(),
-            calculator=self.calculator.memory() if isinstance(self.calculator, Remembers) else {},
+            calculator=self.calculator_memory(),
             generator=dict(self.random.bit_generator.state),
         )

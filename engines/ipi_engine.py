@@ -89,11 +89,7 @@ class IpiEngine(Engine):
         self.require(stage, state)
         if stage.kind == "minimise":
             return AseEngine().run_stage(state, calculator, stage, directory, control)
-        run = _IpiRun(state, calculator, stage, directory, control)
-        try:
-            return run.to_the_end()
-        finally:
-            run.close()
+        return _IpiRun(state, calculator, stage, directory, control).to_the_end()
 
 
 class _IpiRun(StageRun):
@@ -200,8 +196,7 @@ class _IpiRun(StageRun):
         }
         if self.stage.kind == "npt":
             arrays["barostat"] = np.array(dstrip(dynamics.barostat.p))
-        remembered = self.calculator.memory() if hasattr(self.calculator, "memory") else {}
-        return Memory(integrator=arrays | self._evaluated().arrays(), calculator=remembered)
+        return Memory(integrator=arrays | self._evaluated().arrays(), calculator=self.calculator_memory())
 
     def _restore(self, saved: Checkpoint) -> None:
         arrays, system = saved.integrator, self._system

@@ -27,7 +27,7 @@ import torch
 from dpsim.calculators.ase_calculator import DPCalculator
 from dpsim.calculators.lammps_pair import plugin
 from dpsim.engines.ase_engine import AseEngine, state_from_atoms
-from dpsim.engines.base import Array, Engine, Remembers, RunControl, StageResult, StageSettings, State, generator
+from dpsim.engines.base import Array, Engine, RunControl, StageResult, StageSettings, State, generator
 from dpsim.engines.lammps_library import Lammps, Snapshot
 from dpsim.engines.last_forces import Evaluated, LastForces
 from dpsim.engines.output import Checkpoint
@@ -67,11 +67,7 @@ class LammpsEngine(Engine):
         self.require(stage, state)
         if stage.kind == "minimise":
             return self._minimise(state, calculator, stage, directory, control)
-        run = _LammpsRun(state, calculator, stage, directory, control)
-        try:
-            return run.to_the_end()
-        finally:
-            run.close()
+        return _LammpsRun(state, calculator, stage, directory, control).to_the_end()
 
     def _minimise(
         self, state: State, calculator: Any, stage: StageSettings, directory: Path, control: RunControl
@@ -197,10 +193,9 @@ class _LammpsRun(StageRun):
 
     def memory(self) -> Memory:
         at_beginning = self.step % self.segment == 0
-        remembers = self.callback is not None and isinstance(self.calculator, Remembers)
         return Memory(
             integrator=self._take_snapshot() if at_beginning else self.snapshot,
-            calculator=self.calculator.memory() if remembers else {},
+            calculator={} if self.callback is None else self.calculator_memory(),
         )
 
     def positions(self) -> Array:

@@ -57,11 +57,7 @@ class OpenmmEngine(Engine):
         self.require(stage, state)
         if stage.kind == "minimise":
             return AseEngine().run_stage(state, calculator, stage, directory, control)
-        run = _OpenmmRun(state, calculator, stage, directory, control)
-        try:
-            return run.to_the_end()
-        finally:
-            run.close()
+        return _OpenmmRun(state, calculator, stage, directory, control).to_the_end()
 
 
 class _OpenmmRun(StageRun):
@@ -235,8 +231,9 @@ class _OpenmmRun(StageRun):
         }
         if self._barostat is not None:
             arrays["barostat"] = self._barostat.memory()
-        remembered = self.calculator.memory() if hasattr(self.calculator, "memory") else {}
-        return Memory(integrator=arrays, calculator=remembered, generator=dict(self.random.bit_generator.state))
+        return Memory(
+            integrator=arrays, calculator=self.calculator_memory(), generator=dict(self.random.bit_generator.state)
+        )
 
     def _restore(self, saved: Checkpoint) -> None:
         arrays = saved.integrator

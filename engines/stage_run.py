@@ -81,7 +81,7 @@ class StageRun(ABC):
         self.wall_before = 0.0 if saved is None else saved.wall_seconds
         self.started = time.monotonic()
         self.output = StageOutput(directory, [chemical_symbols[z] for z in start.numbers], start, saved)
-        self.opened = ExitStack()  # what `close` closes
+        self.opened = ExitStack()  # closed at the end; `prepare` may add to it
         self.opened.callback(self.output.close)
         if self.finished:
             return
@@ -89,7 +89,7 @@ class StageRun(ABC):
             with _naming_the_step(self):
                 self.prepare(saved)
         except BaseException:
-            self.close()
+            self.opened.close()
             raise
 
     # ---- what an engine implements ---------------------------------------------------------------------------------
@@ -134,10 +134,6 @@ class StageRun(ABC):
     def memory(self) -> Memory:
         """What a checkpoint of this moment must hold besides the state."""
 
-    def close(self) -> None:
-        """Close the files, and what `prepare` has added to `opened`."""
-        self.opened.close()
-
     # ---- what all engines share ------------------------------------------------------------------------------------
 
     def next_stop(self) -> int:
@@ -146,7 +142,11 @@ class StageRun(ABC):
         return min(self.stage.n_steps, *(n * (self.step // n + 1) for n in every))
 
     def to_the_end(self) -> StageResult:
-        """Step, check, write, save; until the total, convergence, or a request to stop."""
+        """Step, check, write, save; until the total, convergence, or a request to stop. Closes what was opened."""
+        with self.opened:
+            return self._to_the_end()
+
+    def _to_the_end(self) -> StageResult:
         if self.finished:
             return StageResult(self.start, self.step, True, self.wall_before, 0.0)
         if self.step == 0:
@@ -173,6 +173,10 @@ class StageRun(ABC):
             if stop:
                 break
         return StageResult(self.state(), self.step, self.finished, self._wall_seconds(), self._ns_per_day())
+
+    def calculator_memory(self) -> dict[str, NDArray[Any]]:
+        """What the calculator says its rounding depends on, {} if it says nothing."""
+        return self.calculator.memory() if isinstance(self.calculator, Remembers) else {}
 
     def state(self) -> State:
         """The present state, in arrays of its own."""

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from dpsim.analysis.statistics import mean_with_error
-from dpsim.engines.ase_engine import atoms_from_state
+from dpsim.engines.ase_engine import atoms_from_state, state_from_atoms
 from dpsim.engines.base import Engine, RunControl, StageSettings, State
 from dpsim.engines.output import RESTART, THERMO, TRAJECTORY, load_checkpoint, read_thermo
 from dpsim.errors import ConfigError, SimulationError
 from dpsim.trajectory import count_frames, read_frame
 from dpsim.units import BOLTZMANN_EV_PER_K
-from pair_calculators import BondedCalculator
+from pair_calculators import BondedCalculator, FailingCalculator, PairCalculator, argon
 
 COMMON: dict[str, Any] = {
     "n_steps": 60,
@@ -47,15 +47,18 @@ class Killed(BaseException):
 
 
 class EngineConformance:
-    """Override the three fixtures' functions: an engine, a state, a calculator and how to make it fail."""
+    """Name an engine; it runs argon, by a calculator that can be made to fail."""
 
     engine: Engine
 
     def state(self, periodic: bool = True) -> State:
-        raise NotImplementedError
+        atoms = argon(pbc=periodic)
+        if not periodic:
+            atoms.cell = None
+        return state_from_atoms(atoms)
 
     def calculator(self, fail_at_call: int | None = None, error: BaseException | None = None) -> Any:
-        raise NotImplementedError
+        return PairCalculator() if fail_at_call is None else FailingCalculator(fail_at_call, error or RuntimeError())
 
     def run(self, stage: StageSettings, directory: Path, calculator: Any = None, **control: Any) -> Any:
         options: dict[str, Any] = {"seed": 0, "name": "stage", "checkpoint_seconds": 1e9} | control

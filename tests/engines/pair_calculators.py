@@ -55,6 +55,19 @@ class PairCalculator(Calculator):
         return forces
 
 
+class FailingCalculator(PairCalculator):
+    """Raises `error` at the n-th call."""
+
+    def __init__(self, n: int, error: BaseException):
+        super().__init__()
+        self.n, self.error = n, error
+
+    def spoil(self, forces: np.ndarray) -> np.ndarray:
+        if self.calls >= self.n:
+            raise self.error
+        return forces
+
+
 class BondedCalculator(Calculator):
     """U = sum k (r - r0)^2 / 2 over bonds fixed once and for all: anharmonic, and fast enough to sample with."""
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -14,36 +13,14 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from conformance import STAGES, EngineConformance
 from dpsim.engines.ase_engine import AseEngine, atoms_from_state, state_from_atoms
-from dpsim.engines.base import RunControl, StageSettings, State, generator
+from dpsim.engines.base import RunControl, StageSettings, generator
 from dpsim.engines.output import THERMO, read_thermo
 from kills import assert_kills_change_nothing
 from pair_calculators import PairCalculator, argon
 
 
-class FailingCalculator(PairCalculator):
-    """Raises `error` at the n-th call."""
-
-    def __init__(self, n: int, error: BaseException):
-        super().__init__()
-        self.n, self.error = n, error
-
-    def spoil(self, forces: np.ndarray) -> np.ndarray:
-        if self.calls >= self.n:
-            raise self.error
-        return forces
-
-
 class TestAseEngine(EngineConformance):
     engine = AseEngine()
-
-    def state(self, periodic: bool = True) -> State:
-        atoms = argon(pbc=periodic)
-        if not periodic:
-            atoms.cell = None
-        return state_from_atoms(atoms)
-
-    def calculator(self, fail_at_call: int | None = None, error: BaseException | None = None) -> Any:
-        return PairCalculator() if fail_at_call is None else FailingCalculator(fail_at_call, error or RuntimeError())
 
 
 @pytest.mark.parametrize("name", ["langevin", "npt isotropic"])

@@ -14,13 +14,12 @@ pytest.importorskip("ipi", reason="i-PI is not installed: pip install 'dpsim[ipi
 
 from conformance import STAGES, EngineConformance
 from dpsim.engines.ase_engine import AseEngine, state_from_atoms
-from dpsim.engines.base import RunControl, State
+from dpsim.engines.base import RunControl
 from dpsim.engines.ipi_engine import IpiEngine
 from dpsim.engines.output import THERMO, read_thermo
 from dpsim.errors import ConfigError
 from kills import assert_kills_change_nothing
 from pair_calculators import PairCalculator, argon
-from test_ase_engine import FailingCalculator
 from test_ase_engine_model import check_interruptions, student
 
 CONTROL = RunControl(seed=0, name="argon")
@@ -28,15 +27,6 @@ CONTROL = RunControl(seed=0, name="argon")
 
 class TestIpiEngine(EngineConformance):
     engine = IpiEngine()
-
-    def state(self, periodic: bool = True) -> State:
-        atoms = argon(pbc=periodic)
-        if not periodic:
-            atoms.cell = None
-        return state_from_atoms(atoms)
-
-    def calculator(self, fail_at_call: int | None = None, error: BaseException | None = None) -> Any:
-        return PairCalculator() if fail_at_call is None else FailingCalculator(fail_at_call, error or RuntimeError())
 
     def run(self, stage: Any, *args: Any, **control: Any) -> Any:
         if stage.cell_change in ("anisotropic", "triclinic"):

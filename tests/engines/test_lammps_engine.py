@@ -20,29 +20,19 @@ from student_files import Part, random_atoms, random_student, write_student
 from conformance import STAGES, EngineConformance, Killed
 from dpsim.calculators.ase_calculator import DPCalculator
 from dpsim.engines.ase_engine import AseEngine, state_from_atoms
-from dpsim.engines.base import RunControl, StageSettings, State
+from dpsim.engines.base import RunControl, StageSettings
 from dpsim.engines.lammps_engine import STUDENT_SEGMENT, LammpsCalculator, LammpsEngine
 from dpsim.engines.output import THERMO, TRAJECTORY, read_thermo
 from dpsim.errors import SimulationError
 from dpsim.kernels.student import usable
 from kills import assert_kills_change_nothing
 from pair_calculators import PairCalculator, argon
-from test_ase_engine import FailingCalculator
 
 
 class TestLammpsEngine(EngineConformance):
     """Through callbacks, as for any model that is no student."""
 
     engine = LammpsEngine()
-
-    def state(self, periodic: bool = True) -> State:
-        atoms = argon(pbc=periodic)
-        if not periodic:
-            atoms.cell = None
-        return state_from_atoms(atoms)
-
-    def calculator(self, fail_at_call: int | None = None, error: BaseException | None = None) -> Any:
-        return PairCalculator() if fail_at_call is None else FailingCalculator(fail_at_call, error or RuntimeError())
 
 
 def test_one_evaluation_per_step_and_as_many_as_in_ase(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,13 +12,12 @@ pytest.importorskip("openmm", reason="OpenMM is not installed: pip install 'dpsi
 
 from conformance import STAGES, EngineConformance
 from dpsim.engines.ase_engine import AseEngine, state_from_atoms
-from dpsim.engines.base import RunControl, State
+from dpsim.engines.base import RunControl
 from dpsim.engines.openmm_engine import OpenmmEngine
 from dpsim.engines.output import RESTART, THERMO, load_checkpoint, read_thermo, save_checkpoint
 from dpsim.errors import ConfigError
 from kills import assert_kills_change_nothing
 from pair_calculators import PairCalculator, argon
-from test_ase_engine import FailingCalculator
 from test_ase_engine_model import check_interruptions, student
 
 CONTROL = RunControl(seed=0, name="argon")
@@ -27,15 +25,6 @@ CONTROL = RunControl(seed=0, name="argon")
 
 class TestOpenmmEngine(EngineConformance):
     engine = OpenmmEngine()
-
-    def state(self, periodic: bool = True) -> State:
-        atoms = argon(pbc=periodic)
-        if not periodic:
-            atoms.cell = None
-        return state_from_atoms(atoms)
-
-    def calculator(self, fail_at_call: int | None = None, error: BaseException | None = None) -> Any:
-        return PairCalculator() if fail_at_call is None else FailingCalculator(fail_at_call, error or RuntimeError())
 
 
 @pytest.mark.parametrize("name", ["langevin"])
