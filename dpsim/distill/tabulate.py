@@ -23,7 +23,8 @@ from dpsim.data.frame import Batch
 from dpsim.errors import UnsupportedModelError
 from dpsim.kernels.environment import environment_reference
 from dpsim.kernels.radial import DenseLayer, embedding_reference
-from dpsim.models.config import Activation, Precision, TypePair
+from dpsim.models.config import Precision
+from dpsim.models.descriptor_config import Activation, TypePair
 from dpsim.models.descriptors.base import EnvironmentDescriptor
 from dpsim.models.descriptors.dpa1 import Dpa1
 from dpsim.models.descriptors.se_e2_a import SeE2a

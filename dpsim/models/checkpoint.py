@@ -183,7 +183,7 @@ def _checked(header: dict[str, Any], path: Path) -> tuple[dict[str, Any], ModelC
     except ConfigError as error:
         raise ModelFileError(f"`{path}` carries a config that cannot be used:\n{error}") from None
     same = header.get("type_map") == config.type_map and header.get("precision") == config.precision
-    unresolved = isinstance(config, ModelConfig) and any(d.sel == "auto" for d in config.descriptors)
+    unresolved = isinstance(config, ModelConfig) and any(e.sel == "auto" for e in config.descriptor.environments)
     if not same or not isinstance(header.get("provenance"), dict) or unresolved:
         raise ModelFileError(f"`{path}` contradicts itself: header and config differ. Get the file again.")
     return header, config

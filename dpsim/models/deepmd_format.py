@@ -16,15 +16,8 @@ import torch
 from torch import Tensor
 
 from dpsim.errors import ModelFileError, UnsupportedModelError
-from dpsim.models.config import (
-    Dpa1Config,
-    FittingConfig,
-    HybridConfig,
-    ModelConfig,
-    SeE2aConfig,
-    SeE2rConfig,
-    SingleConfig,
-)
+from dpsim.models.config import FittingConfig, ModelConfig
+from dpsim.models.descriptor_config import Dpa1Config, HybridConfig, SeE2aConfig, SeE2rConfig, SingleConfig
 from dpsim.models.descriptors.base import EnvironmentDescriptor, PairDescriptor
 from dpsim.models.descriptors.dpa1 import Dpa1, GatedAttention
 from dpsim.models.energy_model import EnergyModel

@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from dpsim.data.frame import Batch
-from dpsim.models.config import Dpa1Config, HybridConfig, ModelConfig, SeE2aConfig, SeE2rConfig, SingleConfig
-from dpsim.models.descriptors.base import Descriptor, EnvironmentDescriptor
+from dpsim.models.config import ModelConfig
+from dpsim.models.descriptor_config import Dpa1Config, HybridConfig, SeE2aConfig, SeE2rConfig, SingleConfig
+from dpsim.models.descriptors.base import Descriptor
 from dpsim.models.descriptors.dpa1 import Dpa1
 from dpsim.models.descriptors.hybrid import Hybrid
 from dpsim.models.descriptors.se_e2_a import SeE2a
@@ -32,7 +33,7 @@ def build_descriptor(config: ModelConfig, generator: torch.Generator, dtype: tor
     """The descriptor that a model's config names."""
     args = (config.type_map, config.deepmd_conventions, generator, dtype)
 
-    def build(descriptor: SingleConfig) -> EnvironmentDescriptor:
+    def build(descriptor: SingleConfig) -> Descriptor:
         match descriptor:
             case SeE2aConfig():
                 return SeE2a(descriptor, *args)
@@ -41,8 +42,9 @@ def build_descriptor(config: ModelConfig, generator: torch.Generator, dtype: tor
             case Dpa1Config():
                 return Dpa1(descriptor, *args)
 
-    parts = [build(descriptor) for descriptor in config.descriptors]
-    return Hybrid(parts) if isinstance(config.descriptor, HybridConfig) else parts[0]
+    if isinstance(config.descriptor, HybridConfig):
+        return Hybrid([build(member) for member in config.descriptor.list])
+    return build(config.descriptor)
 
 
 class EnergyModel(Potential):
@@ -59,7 +61,7 @@ class EnergyModel(Potential):
         self.rcut = self.descriptor.rcut
         type_wise = config.fitting.type_wise
         if type_wise is None:
-            type_wise = not any(isinstance(d, Dpa1Config) for d in config.descriptors)
+            type_wise = not config.descriptor.embeds_types
         self.fitting = EnergyFitting(
             self.descriptor.dim_out, len(self.type_map), config.fitting, type_wise, generator, self.dtype
         )
@@ -68,12 +70,10 @@ class EnergyModel(Potential):
     def set_statistics(self, *stats: Statistics) -> None:
         """Take the energy bias (eV) and the standard deviations of the environment matrix from the data.
 
-        Args: stats: of the descriptor, or of each descriptor of a hybrid. Native models keep davg = 0, so that an
-        absent neighbour and one at the cutoff are the same.
+        Args: stats: of each of the descriptor's environments.
         """
         self.energy_bias.copy_(torch.as_tensor(np.asarray(stats[0].energy_bias)))
-        for member, of_member in zip(self.descriptor.members, stats, strict=True):
-            member.dstd.copy_(torch.as_tensor(np.asarray(of_member.dstd)))
+        self.descriptor.set_statistics(stats)
 
     def set_second_order(self, on: bool = True) -> Self:
         self.descriptor.set_second_order(on)

@@ -14,7 +14,8 @@ from pydantic import (
 )
 
 from dpsim.config import StrictModel
-from dpsim.models.config import Activation, Precision, TypePair
+from dpsim.models.config import Precision
+from dpsim.models.descriptor_config import Activation, TypePair
 
 # Bounds that no student comes near: they keep the arithmetic on shapes of a hostile file within 64 bits.
 Count = Annotated[int, Field(ge=1, le=1_000_000)]

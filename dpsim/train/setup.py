@@ -15,7 +15,7 @@ from dpsim.data.system import System
 from dpsim.data.validation import validate_systems
 from dpsim.errors import ConfigError, DataError
 from dpsim.models.checkpoint import load_trainable
-from dpsim.models.config import Dpa1Config, HybridConfig, SingleConfig
+from dpsim.models.descriptor_config import Environment, Sel
 from dpsim.models.energy_model import EnergyModel
 from dpsim.train.config import DataConfig, TrainConfig, WeightedPath
 
@@ -78,20 +78,19 @@ def _refuse_overlap(train: Sequence[System], validation: Sequence[System]) -> No
 def build_model(config: TrainConfig, data: Data) -> tuple[EnergyModel, list[Statistics]]:
     """The model with its initial weights (from the seed), its `sel` resolved and its statistics set.
 
-    The statistics are those of the descriptor, or of each descriptor of a hybrid.
+    The statistics are those of each environment of the descriptor.
     """
-    model_config, parts, stats = config.model, list[SingleConfig](), list[Statistics]()
-    for descriptor in model_config.descriptors:
-        args = (data.train, model_config.type_map, descriptor.rcut, descriptor.rcut_smth)
-        sel = None if descriptor.sel == "auto" else descriptor.sel
-        of_part = compute_statistics(*args, sel=sel, seed=config.seed)
+    model_config, sels, stats = config.model, list[Sel](), list[Statistics]()
+    for environment in model_config.descriptor.environments:
+        args = (data.train, model_config.type_map, environment.rcut, environment.rcut_smth)
+        sel = None if environment.sel == "auto" else environment.sel
+        found = compute_statistics(*args, sel=sel, seed=config.seed)
         if sel is None:
-            sel = _auto_sel(descriptor, of_part)
-            of_part = compute_statistics(*args, sel=sel, seed=config.seed)
-        parts.append(descriptor.model_copy(update={"sel": sel}))
-        stats.append(of_part)
-    hybrid = isinstance(model_config.descriptor, HybridConfig)
-    model_config = model_config.model_copy(update={"descriptor": HybridConfig(list=parts) if hybrid else parts[0]})
+            sel = _auto_sel(environment, found)
+            found = compute_statistics(*args, sel=sel, seed=config.seed)
+        sels.append(sel)
+        stats.append(found)
+    model_config = model_config.model_copy(update={"descriptor": model_config.descriptor.with_sel(sels)})
     if model_config.core_distances == "auto":
         distances = shortest_distances(data.train, model_config.type_map)
         model_config = model_config.model_copy(update={"core_distances": distances})
@@ -114,11 +113,11 @@ def _take_weights(model: EnergyModel, other: EnergyModel, path: str) -> None:
     model.load_state_dict(other.state_dict())
 
 
-def _auto_sel(descriptor: SingleConfig, stats: Statistics) -> int | list[int]:
+def _auto_sel(environment: Environment, stats: Statistics) -> Sel:
     """Room for the neighbours seen and a tenth more; at least 4 (elements that do not occur)."""
-    if isinstance(descriptor, Dpa1Config):
-        return max(4, auto_sel_total(stats))
-    return [max(4, n) for n in auto_sel(stats)]
+    if environment.sel_by_type:
+        return [max(4, n) for n in auto_sel(stats)]
+    return max(4, auto_sel_total(stats))
 
 
 def build_sampler(config: TrainConfig, data: Data) -> BatchSampler:

@@ -262,13 +262,14 @@ class Trainer:
 def _opening(data: Data, model: EnergyModel, stats: Sequence[Statistics]) -> str:
     """What a new run starts from, in a few lines."""
     n = sum(p.numel() for p in model.parameters())
-    descriptors = model.config.descriptors
-    kinds = " + ".join(f"{d.type} (cutoff {d.rcut:g} A, sel {d.sel})" for d in descriptors)
-    warnings = [_beyond_sel(d.sel, model.type_map, s) for d, s in zip(descriptors, stats, strict=True)]
+    descriptor = model.config.descriptor
+    cutoffs = ", ".join(f"cutoff {e.rcut:g} A with sel {e.sel}" for e in descriptor.environments)
+    warnings = [_beyond_sel(e.sel, model.type_map, s) for e, s in zip(descriptor.environments, stats, strict=True)]
     return (
         f"data: {data.n_train} training frames in {len(data.train)} systems, {data.n_validation} for validation; "
         f"nearest two atoms {min(s.min_distance for s in stats):.3g} A\n"
-        f"model: {kinds}, elements {', '.join(model.type_map)}, {n:,} parameters, {model.config.precision}"
+        f"model: {descriptor.type} ({cutoffs}), elements {', '.join(model.type_map)}, {n:,} parameters, "
+        + model.config.precision
         + "".join(warnings)
     )
 

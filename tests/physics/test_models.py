@@ -10,7 +10,8 @@ import torch
 from model_suite import TYPE_MAP, PhysicsOfAModel, build, energy, frame, predict
 
 from dpsim.data.frame import Batch, Frame
-from dpsim.models.config import Dpa1Config, HybridConfig, ModelConfig, SeE2aConfig, SeE2rConfig
+from dpsim.models.config import ModelConfig
+from dpsim.models.descriptor_config import Dpa1Config, HybridConfig, SeE2aConfig, SeE2rConfig
 from dpsim.models.energy_model import EnergyModel
 from dpsim.models.graph import Graph
 

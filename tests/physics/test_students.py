@@ -12,7 +12,7 @@ from model_suite import TYPE_MAP, PhysicsOfAModel, build, energy, frame, predict
 
 from dpsim.data.frame import Frame
 from dpsim.distill.tabulate import Grid, Tables, build_student, modes, sources
-from dpsim.models.config import Dpa1Config, HybridConfig, SeE2aConfig, SeE2rConfig
+from dpsim.models.descriptor_config import Dpa1Config, HybridConfig, SeE2aConfig, SeE2rConfig
 from dpsim.models.energy_model import EnergyModel
 from dpsim.models.student import Student
 

@@ -95,7 +95,7 @@ def test_other_descriptors_learn(train_settings: dict[str, Any], tmp_path: Path,
     rows = read_lcurve(tmp_path / "lcurve.csv")
     assert rows[-1]["force_rmse_meV_per_A"] < 0.5 * rows[0]["force_rmse_meV_per_A"]
     trained = load_model(result.best_model)
-    for d in trained.config.descriptors:
+    for d in trained.config.descriptor.environments:
         assert d.sel == {"se_e2_r": [8, 8], "se_e2_a": [1, 1], "dpa1": 12}[d.type]
 
 

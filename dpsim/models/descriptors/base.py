@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dpsim.errors import ConfigError
 from dpsim.kernels.environment import environment
 from dpsim.kernels.radial import DenseLayer, radial_contract, radial_contract_reference
-from dpsim.models.config import SeE2aConfig, SeE2rConfig, SingleConfig
+from dpsim.models.descriptor_config import SeE2aConfig, SeE2rConfig, SingleConfig
 from dpsim.models.graph import Graph
 from dpsim.models.nets import MLP
+
+if TYPE_CHECKING:
+    from dpsim.data.statistics import Statistics
 
 
 class Descriptor(nn.Module):
@@ -33,8 +37,17 @@ class Descriptor(nn.Module):
 
     @property
     def members(self) -> list[EnvironmentDescriptor]:
-        """The descriptors with an environment matrix that this one consists of."""
+        """The descriptors with an environment matrix that this one consists of, one for each of its environments."""
         raise NotImplementedError
+
+    def set_statistics(self, stats: Sequence[Statistics]) -> None:
+        """Take the standard deviations of the environment matrices from the data.
+
+        Args: stats: of each of the environments of the config. Native models keep davg = 0, so that an absent
+        neighbour and one at the cutoff are the same.
+        """
+        for member, of_member in zip(self.members, stats, strict=True):
+            member.dstd.copy_(torch.as_tensor(np.asarray(of_member.dstd)))
 
     def set_second_order(self, on: bool) -> None:
         """Choose between plain autograd everywhere and the kernels for first derivatives."""

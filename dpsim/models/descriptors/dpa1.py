@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from dpsim.kernels.radial import DenseLayer, attach, embedding, embedding_reference
 from dpsim.kernels.rows import scaled_rows
-from dpsim.models.config import Dpa1Config
 from dpsim.models.deepmd_conventions import empty_slots, fading_directions, truncate_neighbors
+from dpsim.models.descriptor_config import Dpa1Config
 from dpsim.models.descriptors.base import EnvironmentDescriptor, square
 from dpsim.models.electron_configuration import electron_configuration
 from dpsim.models.graph import Graph, Segment, compact, pad_rows

@@ -23,24 +23,24 @@ from dpsim.models.graph import Graph
 class Hybrid(Descriptor):
     """See the module's docstring."""
 
-    def __init__(self, parts: Sequence[EnvironmentDescriptor]):
+    def __init__(self, parts: Sequence[Descriptor]):
         super().__init__()
         self.parts = nn.ModuleList(parts)
         self.rcut = max(part.rcut for part in parts)
         self.dim_out = sum(part.dim_out for part in parts)
-        n_listed = listed_in_a_hybrid([part.sel for part in parts])
-        for part in parts:
-            part.n_listed = n_listed
+        n_listed = listed_in_a_hybrid([member.sel for member in self.members])
+        for member in self.members:
+            member.n_listed = n_listed
 
     @property
     def members(self) -> list[EnvironmentDescriptor]:
-        return [cast(EnvironmentDescriptor, part) for part in self.parts]
+        return [member for part in self.parts for member in cast(Descriptor, part).members]
 
     def set_second_order(self, on: bool) -> None:
         super().set_second_order(on)
-        for part in self.members:
-            part.set_second_order(on)
+        for part in self.parts:
+            cast(Descriptor, part).set_second_order(on)
 
     def forward(self, graph: Graph) -> Tensor:
         """D (n_atoms, dim_out) of the atoms of a graph."""
-        return torch.cat([part(graph.within(part.rcut)) for part in self.members], 1)
+        return torch.cat([part(graph.within(part.rcut)) for part in cast(list[Descriptor], self.parts)], 1)

@@ -15,8 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpsim.models.config import SeE2aConfig
 from dpsim.models.deepmd_conventions import empty_slots, truncate_neighbors
+from dpsim.models.descriptor_config import SeE2aConfig
 from dpsim.models.descriptors.base import PairDescriptor, square
 from dpsim.models.graph import Graph
 

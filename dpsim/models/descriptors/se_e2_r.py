@@ -23,8 +23,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dpsim.models.config import SeE2rConfig
 from dpsim.models.deepmd_conventions import empty_slots, truncate_neighbors
+from dpsim.models.descriptor_config import SeE2rConfig
 from dpsim.models.descriptors.base import PairDescriptor
 from dpsim.models.graph import Graph
 
