@@ -1,6 +1,6 @@
-"""Students on a GPU, in one go and offline: build with nvcc, run the CUDA parity tests, time the steps.
+"""Students and teachers on a GPU, in one go and offline: build with nvcc, run the CUDA tests, time the steps.
 
-    python bench/gpu_check.py    # a machine with a GPU, nvcc, cmake and torch: below 8 minutes
+    python bench/gpu_check.py    # a machine with a GPU, nvcc, cmake and torch: below 10 minutes
     python bench/gpu_check.py --dry-run build/cuda-emulation/libdpsim.so    # anywhere: the same path, tiny, emulated
 
 Times are of whole calls through the C interface: positions up, neighbour list checked, energy, forces and virial
@@ -28,6 +28,8 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT)]
+import gpu_teachers  # noqa: E402
+
 from dpsim.kernels import native  # noqa: E402
 from dpsim.kernels import student as kernels  # noqa: E402
 from tests.student_files import Part, random_atoms, random_student, write_student  # noqa: E402
@@ -129,7 +131,8 @@ def profile(student: kernels.NativeStudent, repeats: int, cell_atoms: int) -> li
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--dry-run", type=Path, metavar="LIBRARY", help="use this library, with an emulated GPU")
-    parser.add_argument("--seconds", type=float, default=240.0, help="budget of the timings together")
+    parser.add_argument("--seconds", type=float, default=200.0, help="budget of the timings of students together")
+    parser.add_argument("--teachers", type=float, default=100.0, help="seconds for DPA-2 and DPA-3 (gpu_teachers.py)")
     options = parser.parse_args()
     report: dict[str, Any] = {"date": datetime.now(UTC).isoformat(timespec="seconds"), "agreement": [], "timings": []}
     repeats, cell_atoms = REPEATS, CELL_ATOMS
@@ -179,6 +182,8 @@ def main() -> None:
                 report[f"kernels, {name}"] = profile(students["float32"], 8, cell_atoms)
             except Exception as error:
                 report[f"kernels, {name}"] = [{"kernel": f"no profile: {error}", "us": 0.0, "calls": 0}]
+    if options.teachers and not options.dry_run:
+        report["teachers"] = gpu_teachers.all_models("cuda", options.teachers)
     write(report, Path(tempfile.gettempdir()) if options.dry_run else ROOT / "bench" / "results")
 
 
@@ -200,6 +205,9 @@ def write(report: dict[str, Any], folder: Path) -> None:
         if name.startswith("kernels"):
             lines += [f"\n{name}, us per step\n", "| kernel | us | calls |", "|---|---|---|"]
             lines += [f"| `{r['kernel']}` | {r['us']:.1f} | {r['calls']} |" for r in rows]
+    if "teachers" in report:
+        lines.append("\nDPA-2 and DPA-3, float32, neighbour lists by the CPU included:\n")
+        lines += gpu_teachers.table(report["teachers"])
     lines.append("\nLargest deviations from the CPU path (eV, eV/A):\n")
     lines += [f"- {row}" for row in report["agreement"]]
     lines += ["\n```", report.get("parity", "parity tests: not run"), "```"]

@@ -39,8 +39,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from models import COMMON, SE_E2_A, Model, peer_input
 from side_by_side import HERE, MAX_FOREIGN, WATER, Side, new_report, realtime_priority, write_report
-from training import COMMON, peer_input
 
 CELLS = {192: 1, 1536: 2, 5184: 3, 12288: 4, 41472: 6, 98304: 8, 331776: 12, 786432: 16, 1119744: 18}  # per edge
 QUICK = [192, 1536]
@@ -115,7 +115,7 @@ def make_peers(args: argparse.Namespace) -> None:
                     check=True, cwd=args.work, stdout=log, stderr=log, env=peer_environment(),
                 )  # fmt: skip
 
-    spec = peer_input({**COMMON, "type": "se_e2_a", "sel": [46, 92]}, args.data)
+    spec = peer_input(Model(SE_E2_A), args.data)
     spec["training"] |= {"numb_steps": args.train_steps, "save_freq": args.train_steps}
     spec["learning_rate"] |= {"stop_lr": 1e-5, "decay_steps": max(1, args.train_steps // 20)}
     (args.work / "input.json").write_text(json.dumps(spec, indent=1))
@@ -195,7 +195,7 @@ def reference(model: Path, files: list[Path]) -> list[tuple[float, np.ndarray]]:
     import torch
 
     from dpsim.data.frame import Batch, Frame
-    from dpsim.models.deepmd_format import read_deepmd
+    from dpsim.models.deepmd.files import read_deepmd
     from dpsim.models.energy_model import EnergyModel
 
     imported = read_deepmd(model)

@@ -1,16 +1,18 @@
 """A Deep Potential as an ASE calculator: `atoms.calc = DPCalculator("water-pbe0ts")`.
 
 Units are ASE's: energy eV, forces eV/A, stress eV/A^3 (tension positive, Voigt xx yy zz yz xz xy).
-Results depend on numbers, positions, cell and pbc only; `atoms.info` is never read.
+Results depend on numbers, positions, cell and pbc only, and, for a model that takes them, on the parameters given to
+the calculator or, as `fparam` and `aparam`, in `atoms.info` and `atoms.arrays`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dpsim.calculators.evaluator import Evaluator, Memory, ModelEvaluator, StudentEvaluator, evaluator_of
 from dpsim.calculators.selection import Precision, model_name, resolve_model
@@ -41,10 +43,19 @@ class EvaluatorCalculator(AseCalculator):
     implemented_properties = ["energy", "free_energy", "energies", "forces", "stress", "stresses"]
     ignored_changes = {"initial_charges", "initial_magmoms"}
 
-    def __init__(self, evaluator: Evaluator, settings: dict[str, Any]):
+    def __init__(
+        self,
+        evaluator: Evaluator,
+        settings: dict[str, Any],
+        fparam: Sequence[float] | None = None,
+        aparam: ArrayLike | str | None = None,
+    ):
         super().__init__()
         self.parameters.update(settings)
         self._evaluator = evaluator
+        self._fparam, self._aparam = fparam, aparam
+        if (fparam is not None or aparam is not None) and not evaluator.takes_parameters:
+            raise ConfigError(f"`fparam`, `aparam` are {fparam}, {aparam}; expected none, as the model takes none.")
         self._type_of_number = _type_table(evaluator.type_map)
 
     @property
@@ -88,7 +99,11 @@ class EvaluatorCalculator(AseCalculator):
             "cell": (last.cell.array, atoms.cell.array),
             "pbc": (last.pbc, atoms.pbc),
         }
-        return [name for name, (old, new) in pairs.items() if not np.array_equal(old, new)]
+        changes = [name for name, (old, new) in pairs.items() if not np.array_equal(old, new)]
+        if self._evaluator.takes_parameters:
+            old, new = self._parameters_of(last), self._parameters_of(atoms)
+            changes += [name for name in old if not np.array_equal(old[name], new[name])]  # type: ignore[arg-type]
+        return changes
 
     def get_property(self, name: str, atoms: Atoms | None = None, allow_calculation: bool = True) -> Any:
         """As in ASE; stress and stresses of a structure without three lattice vectors are refused before any work."""
@@ -127,8 +142,24 @@ class EvaluatorCalculator(AseCalculator):
             forces=derivatives,
             virial=derivatives and has_volume,
             atom_virial="stresses" in asked and has_volume,
+            **self._parameters_of(self.atoms),
         )
         self.results.update(_to_results(prediction, self.atoms.get_volume() if has_volume else None))
+
+    def _parameters_of(self, atoms: Atoms) -> dict[str, NDArray[np.float64] | None]:
+        """fparam (k,) and aparam (n_atoms, m), given or of the atoms; nothing where the model takes none."""
+        if not self._evaluator.takes_parameters:
+            return {}
+        fparam = atoms.info.get("fparam") if self._fparam is None else self._fparam
+        aparam: Any = "aparam" if self._aparam is None else self._aparam
+        if isinstance(aparam, str):
+            if self._aparam is not None and aparam not in atoms.arrays:
+                raise DataError(
+                    f"`aparam` is {aparam!r}; expected the name of an array of the atoms, which have "
+                    f"{sorted(atoms.arrays)}. Set it with atoms.set_array."
+                )
+            aparam = atoms.arrays.get(aparam)
+        return {"fparam": _numbers("fparam", fparam, 1), "aparam": _numbers("aparam", aparam, len(atoms))}
 
     def _types(self, atoms: Atoms) -> np.ndarray:
         """Types (n_atoms,) in the model's type_map. Raises ElementError naming every unknown element."""
@@ -154,10 +185,14 @@ class DPCalculator(EvaluatorCalculator):
     rounding, and bit by bit after the same `memory`.
 
     Args:
-        model: name of a bundled model, path of a .dpsim file, or a model or student (used as it is, not copied).
+        model: name of a bundled model, path of a .dpsim file or of one of DeePMD-kit's (.dp, .yaml, .json, .pt), or a
+            model or student (used as it is, not copied).
+        head: of a checkpoint (.pt) with several; `"checkpoint.pt:head"` says the same.
         precision: "float32" or "float64"; None keeps the model's own.
         device: "cpu", "cuda", ...
         skin: A, >= 0; a speed setting only.
+        fparam: numbers of the frame, for a model that takes them; None: `atoms.info["fparam"]`.
+        aparam: numbers of each atom (n_atoms, m), or the name of such an array of the atoms; None: "aparam".
 
     Raises: ElementError (elements the model does not know), DataError (non-finite positions),
         SimulationError (non-finite energy or forces), PropertyNotImplementedError (stress without a cell).
@@ -173,10 +208,17 @@ class DPCalculator(EvaluatorCalculator):
         precision: Precision | None = None,
         device: str = "cpu",
         skin: float = DEFAULT_SKIN,
+        head: str | None = None,
+        fparam: Sequence[float] | None = None,
+        aparam: ArrayLike | str | None = None,
     ):
         checked_skin(skin)
-        settings = {"model": model_name(model), "precision": precision, "device": str(device), "skin": float(skin)}
-        super().__init__(evaluator_of(resolve_model(model, precision), str(device), float(skin)), settings)
+        name = model_name(model) if head is None else f"{model_name(model)}:{head}"
+        settings: dict[str, Any] = {"model": name, "precision": precision, "device": str(device), "skin": float(skin)}
+        if (given := _numbers("fparam", fparam, 1)) is not None:
+            settings["fparam"] = given.tolist()
+        evaluator = evaluator_of(resolve_model(model, precision, head), str(device), float(skin))
+        super().__init__(evaluator, settings, fparam, aparam)
 
     @property
     def model(self) -> Potential:
@@ -188,6 +230,21 @@ def checked_skin(skin: float) -> None:
     """Raise ConfigError for a skin that is no length."""
     if not (np.isfinite(skin) and skin >= 0):
         raise ConfigError(f"`skin` is {skin}; expected a length >= 0 A. The default is {DEFAULT_SKIN} A.")
+
+
+def _numbers(name: str, value: Any, rows: int) -> NDArray[np.float64] | None:
+    """Parameters as float64: (k,) of a frame, (rows, k) of the atoms. Raises DataError."""
+    if value is None:
+        return None
+    try:
+        array = np.array(value, dtype=np.float64)
+        array = array.reshape(-1) if name == "fparam" else array.reshape(rows, -1)
+    except (TypeError, ValueError):
+        array = np.array([np.nan])
+    if not np.isfinite(array).all():
+        whose = "of the frame" if name == "fparam" else f"for each of {rows} atoms"
+        raise DataError(f"`{name}` is {repr(value)[:60]}; expected finite numbers {whose}. Correct it.")
+    return array
 
 
 def _finite(name: str, values: NDArray[np.float64]) -> NDArray[np.float64]:

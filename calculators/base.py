@@ -152,6 +152,8 @@ def calculator_of(model: Potential, device: str | torch.device | None = None) ->
     """
     from dpsim.calculators.student import StudentCalculator
 
+    if caveat := getattr(getattr(model, "config", None), "caveat", ""):
+        warnings.warn(caveat, UserWarning, stacklevel=2)
     if device is None:
         device = next((t.device for t in (*model.parameters(), *model.buffers())), torch.device("cpu"))
     if isinstance(model, Student) and native_student.usable(device):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from dpsim.calculators.ase_calculator import DEFAULT_SKIN, EvaluatorCalculator, checked_skin
 from dpsim.calculators.evaluator import Evaluator, Memory, ModelEvaluator, StudentEvaluator, evaluator_of
@@ -46,7 +46,7 @@ class CommitteeCalculator(EvaluatorCalculator):
     Args:
         models: as for DPCalculator, two or more; elements that not all of them know are unknown to the committee.
         relative: eV/A; if given, devi_f is divided by |<F>| + relative.
-        precision, device, skin: as for DPCalculator.
+        precision, device, skin, fparam, aparam: as for DPCalculator.
 
     Raises: as DPCalculator; ConfigError for fewer than two models, or models without a common element.
     """
@@ -66,6 +66,8 @@ class CommitteeCalculator(EvaluatorCalculator):
         precision: Precision | None = None,
         device: str = "cpu",
         skin: float = DEFAULT_SKIN,
+        fparam: Sequence[float] | None = None,
+        aparam: ArrayLike | str | None = None,
     ):
         if isinstance(models, str | PathLike) or len(models) < 2:
             raise ConfigError(f"`models` is {models!r}; expected two or more models. Use DPCalculator for one.")
@@ -75,7 +77,7 @@ class CommitteeCalculator(EvaluatorCalculator):
         members = [evaluator_of(resolve_model(m, precision), str(device), float(skin)) for m in models]
         names = [model_name(m) for m in models]
         settings = {"precision": precision, "device": str(device), "skin": float(skin), "relative": relative}
-        super().__init__(CommitteeEvaluator(members), {"model": ", ".join(names)} | settings)
+        super().__init__(CommitteeEvaluator(members), {"model": ", ".join(names)} | settings, fparam, aparam)
 
     @property
     def models(self) -> list[Potential]:
@@ -155,8 +157,10 @@ class CommitteeEvaluator(Evaluator):
         forces: bool = True,
         virial: bool = True,
         atom_virial: bool = False,
+        fparam: NDArray[np.float64] | None = None,
+        aparam: NDArray[np.float64] | None = None,
     ) -> Prediction:
-        wanted = {"forces": forces, "virial": virial, "atom_virial": atom_virial}
+        wanted: dict[str, Any] = {"forces": forces, "virial": virial, "atom_virial": atom_virial}
         batches: dict[float, Batch] = {}
         self.found = []
         for member, type_of in zip(self.members, self._types, strict=True):
@@ -168,8 +172,14 @@ class CommitteeEvaluator(Evaluator):
             if rcut not in batches:
                 batches[rcut] = member.batch(own, positions, cell, pbc)
             batches[rcut].types = torch.from_numpy(own)
+            batches[rcut].fparam = None if fparam is None else torch.from_numpy(fparam)[None]
+            batches[rcut].aparam = None if aparam is None else torch.from_numpy(aparam)
             self.found.append(member.calculator.compute(batches[rcut], **wanted))
         return _mean(self.found)
+
+    @property
+    def takes_parameters(self) -> bool:
+        return any(m.takes_parameters for m in self.members)
 
     @property
     def below_range(self) -> int:

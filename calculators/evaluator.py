@@ -45,6 +45,11 @@ class Evaluator(ABC):
     def below_range(self) -> int:
         """Directed pairs of the last structure nearer than where a student's tables begin."""
 
+    @property
+    def takes_parameters(self) -> bool:
+        """Whether a model takes parameters of frames or atoms."""
+        return False
+
     @abstractmethod
     def evaluate(
         self,
@@ -56,10 +61,13 @@ class Evaluator(ABC):
         forces: bool = True,
         virial: bool = True,
         atom_virial: bool = False,
+        fparam: NDArray[np.float64] | None = None,
+        aparam: NDArray[np.float64] | None = None,
     ) -> Prediction:
         """The prediction for one frame: types (n,), positions (n, 3) A, cell (3, 3) A, pbc (3,).
 
-        Raises: SimulationError when a result is not finite.
+        Args: fparam (k,), aparam (n, m): parameters of the frame and of the atoms, for models that take them.
+        Raises: SimulationError when a result is not finite, DataError for a model that lacks its parameters.
         """
 
     def memory(self) -> Memory:
@@ -87,9 +95,17 @@ class ModelEvaluator(Evaluator):
         forces: bool = True,
         virial: bool = True,
         atom_virial: bool = False,
+        fparam: NDArray[np.float64] | None = None,
+        aparam: NDArray[np.float64] | None = None,
     ) -> Prediction:
         batch = self.batch(types, positions, cell, pbc)
+        batch.fparam = None if fparam is None else torch.from_numpy(fparam)[None]
+        batch.aparam = None if aparam is None else torch.from_numpy(aparam)
         return self.calculator.compute(batch, forces=forces, virial=virial, atom_virial=atom_virial)
+
+    @property
+    def takes_parameters(self) -> bool:
+        return self.calculator.model.numb_fparam + self.calculator.model.numb_aparam > 0
 
     def batch(
         self,
@@ -146,6 +162,8 @@ class StudentEvaluator(Evaluator):
         forces: bool = True,
         virial: bool = True,
         atom_virial: bool = False,
+        fparam: NDArray[np.float64] | None = None,
+        aparam: NDArray[np.float64] | None = None,
     ) -> Prediction:
         if self._to_list:
             m = self._to_list

@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 
 from dpsim.calculators.base import calculator_of
 from dpsim.calculators.evaluator import StudentEvaluator
-from dpsim.calculators.selection import Precision, model_name, resolve_model, types_of
+from dpsim.calculators.selection import Precision, model_name, resolve_model, types_of, without_parameters
 from dpsim.calculators.student import StudentCalculator
 from dpsim.data.frame import Frame, Prediction
 from dpsim.errors import ConfigError, DataError, DpsimError
@@ -82,7 +82,7 @@ class BeadPotential:
         precision: Precision | None = None,
         device: str = "cpu",
     ):
-        self._calculator = calculator_of(resolve_model(model, precision), device)
+        self._calculator = calculator_of(without_parameters(resolve_model(model, precision), "i-PI"), device)
         self.n_atoms = len(template)
         self._types = types_of(template.get_chemical_symbols(), self._calculator.type_map, model_name(model))
         self._pbc = np.array(template.pbc, dtype=bool)

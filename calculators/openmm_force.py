@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpsim.calculators.evaluator import Evaluator, evaluator_of
-from dpsim.calculators.selection import Precision, model_name, resolve_model, types_of
+from dpsim.calculators.selection import Precision, model_name, resolve_model, types_of, without_parameters
 from dpsim.errors import ConfigError, MissingDependencyError
 from dpsim.units import factor
 
@@ -70,7 +70,8 @@ def openmm_force(
         if not isinstance(atoms, Topology):
             raise ConfigError("`periodic` is not given; expected True or False where elements are. Pass periodic=...")
         periodic = atoms.getPeriodicBoxVectors() is not None
-    evaluator = evaluator_of(resolve_model(model, precision), str(device), float(skin))
+    chosen_model = without_parameters(resolve_model(model, precision), "OpenMM")
+    evaluator = evaluator_of(chosen_model, str(device), float(skin))
     types = types_of(elements, evaluator.calculator.type_map, model_name(model))
     force = openmm.PythonForce(DeepPotential(evaluator, types, periodic))
     force.setUsesPeriodicBoundaryConditions(periodic)

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 Precision = Literal["float32", "float64"]
 
 
-def resolve_model(model: str | PathLike[str] | Potential, precision: Precision | None) -> Potential:
+def resolve_model(
+    model: str | PathLike[str] | Potential, precision: Precision | None, head: str | None = None
+) -> Potential:
     """Load by name or path; a model is used as it is, or copied where `precision` asks for another dtype."""
     if isinstance(model, str | PathLike):
         from dpsim.models.checkpoint import load_model
 
-        return load_model(fspath(model), precision=precision)
+        return load_model(fspath(model), precision=precision, head=head)
     if precision not in (None, "float32", "float64"):
         raise ConfigError(f"`precision` is {precision!r}; expected 'float32', 'float64' or None (the model's own).")
     if precision is None or getattr(torch, precision) == model.dtype:
@@ -33,6 +35,18 @@ def resolve_model(model: str | PathLike[str] | Potential, precision: Precision |
     converted.load_state_dict(given.state_dict())
     converted.metadata = given.metadata
     return converted
+
+
+def without_parameters(model: Potential, who: str) -> Potential:
+    """The model, if it needs no parameters from `who`, which has none to give. Raises ConfigError."""
+    needs = [f"{n} numbers `{name}`" for name, n in (("fparam", model.numb_fparam), ("aparam", model.numb_aparam)) if n]
+    fitting = getattr(getattr(model, "config", None), "fitting", None)
+    if not needs or (not model.numb_aparam and getattr(fitting, "default_fparam", None) is not None):
+        return model
+    raise ConfigError(
+        f"the model takes {' and '.join(needs)}, which {who} does not give; expected a model without, or with "
+        "`default_fparam`. Use DPCalculator(model, fparam=..., aparam=...), which every engine of dpsim runs."
+    )
 
 
 def model_name(model: str | PathLike[str] | Potential) -> str:

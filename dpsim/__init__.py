@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from dpsim.calculators.ase_calculator import DPCalculator
     from dpsim.models.checkpoint import load_model, save_model
-    from dpsim.models.deepmd_format import read_deepmd
+    from dpsim.models.deepmd.files import read_deepmd
 
 __all__ = ["DPCalculator", "load_model", "read_deepmd", "save_model"]
 
 _HOMES = {
     "DPCalculator": "dpsim.calculators.ase_calculator",
     "load_model": "dpsim.models.checkpoint",
-    "read_deepmd": "dpsim.models.deepmd_format",
+    "read_deepmd": "dpsim.models.deepmd.files",
     "save_model": "dpsim.models.checkpoint",
 }
 

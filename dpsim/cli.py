@@ -25,7 +25,12 @@ LOG = "dpsim-error.log"
 MISTAKE, UNEXPECTED, INTERRUPTED = 2, 1, 130  # exit codes
 
 ProtocolFile = Annotated[Path, typer.Argument(help="A protocol, e.g. from `dpsim template nve`.")]
-ModelName = Annotated[str, typer.Argument(help="A model file (.dpsim), or the name of a bundled model.")]
+ModelName = Annotated[
+    str,
+    typer.Argument(
+        help="A model file: .dpsim, DeePMD-kit's .dp, .yaml, .json, .pt (.pt:head); or the name of a bundled model."
+    ),
+]
 
 
 @app.command()
@@ -109,22 +114,21 @@ def verify(
 
 @app.command()
 def convert(
-    source: Annotated[Path, typer.Argument(help="A portable DeePMD-kit model (.dp, .yaml).")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The model file to write (.dpsim).")],
+    source: ModelName,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The file to write: .dpsim, or .dp, .yaml.")],
+    head: Annotated[str | None, typer.Option(help="Of a checkpoint with several; `dpsim show` lists them.")] = None,
 ) -> None:
-    """Convert a DeePMD-kit model into a dpsim model file."""
-    from dpsim.models.checkpoint import save_model
-    from dpsim.models.deepmd_format import read_deepmd
+    """Convert a model of DeePMD-kit into a dpsim file, or any model into DeePMD-kit's portable form."""
+    from dpsim.models.checkpoint import convert_model
 
-    model = read_deepmd(source)
-    save_model(output, model, provenance=model.metadata)
-    typer.echo(f"written to {output}")
+    for line in convert_model(source, output, head):
+        typer.echo(line)
 
 
 @app.command()
 def compress(
     model: Annotated[
-        str, typer.Argument(help="A model (.dpsim, or a bundled name), or a DeePMD-kit one (.dp, .yaml).")
+        str, typer.Argument(help="A model file: .dpsim, DeePMD-kit's .dp, .yaml, .json, .pt; or a bundled name.")
     ],
     output: Annotated[Path, typer.Option("--output", "-o", help="The student to write (.dpsim).")],
     data: Annotated[list[Path] | None, typer.Option(help="Frames to measure errors on; may be repeated.")] = None,

@@ -56,12 +56,15 @@ def version(package: str) -> str:
 
 
 def model_file(name_or_path: str) -> dict[str, str] | None:
-    """File name and SHA-256 of a model; None where the calculator does not come from a model file."""
-    from dpsim.models.checkpoint import find_model
+    """File name, SHA-256 and head of a model; None where the calculator does not come from a model file."""
+    from dpsim.models.checkpoint import find_model, split_head
 
     try:
         path = find_model(name_or_path)
-        return {"file": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
+        with open(path, "rb") as file:
+            facts = {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        head = split_head(name_or_path)[1]
+        return facts if head is None else {**facts, "head": head}
     except (DpsimError, OSError):
         return None
 

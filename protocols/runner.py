@@ -59,7 +59,12 @@ def default_calculator(protocol: Protocol, precision: Precision | None) -> Any:
     """The one place where a protocol's model becomes a calculator: ASE's, as every engine wants it."""
     from dpsim.calculators.ase_calculator import DPCalculator
 
-    return DPCalculator(protocol.model, precision=precision or protocol.precision, device=protocol.device)
+    return DPCalculator(
+        protocol.model,
+        precision=precision or protocol.precision,
+        device=protocol.device,
+        fparam=protocol.fparam,
+    )
 
 
 def run_file(path: str | Path, output: str | Path | None = None) -> RunOutcome:
@@ -200,8 +205,9 @@ def _identity(protocol: Protocol, state: State) -> dict[str, Any]:
     return {
         "engine": protocol.engine,
         "precision": protocol.precision,
-        "model": model["sha256"] if model else protocol.model,
+        "model": ":".join(model[k] for k in ("sha256", "head") if k in model) if model else protocol.model,
         "structure": digest.hexdigest()[:16],
+        **({} if protocol.fparam is None else {"fparam": list(protocol.fparam)}),
     }
 
 

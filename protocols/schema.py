@@ -225,11 +225,16 @@ class Protocol(StrictModel):
     """A simulation protocol: `dpsim run protocol.yaml`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", description="name of the run and of its directory")
-    model: str = Field("water-pbe0ts", description="name of a bundled model, or path of a .dpsim file")
+    model: str = Field(
+        "water-pbe0ts",
+        description="name of a bundled model, or path of a file: .dpsim, or DeePMD-kit's .dp, .yaml, .json, .pt; "
+        "of a checkpoint with several heads, path.pt:head",
+    )
     structure: Structure
     engine: EngineName = Field("ase", description="the code that integrates the equations of motion")
     precision: Literal["float32", "float64"] | None = Field(None, description="default: the model's own")
     device: str = Field("cpu", description='"cpu", "cuda", "cuda:1", ...')
+    fparam: tuple[float, ...] | None = Field(None, description="parameters of the frame, for a model that takes them")
     seed: int = Field(0, ge=0, description="the one seed of every random number; 0 is a seed like any other")
     checkpoint_seconds: float = Field(15.0, ge=0.0, description="wall time between checkpoints, s")
     stages: tuple[Stage, ...]
@@ -240,7 +245,7 @@ class Protocol(StrictModel):
     def _beside_the_file(cls, value: str, info: ValidationInfo) -> str:
         """A model given as a path counts from the protocol's folder, as other files do."""
         folder = (info.context or {}).get("folder")
-        is_path = value.endswith(".dpsim") or "/" in value
+        is_path = value.endswith((".dpsim", ".dp", ".yaml", ".yml", ".json", ".pt")) or "/" in value
         return str((folder / Path(value).expanduser()).resolve()) if is_path and folder is not None else value
 
     @model_validator(mode="after")

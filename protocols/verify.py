@@ -28,7 +28,7 @@ from rich.text import Text
 
 from dpsim.calculators.base import ModelCalculator
 from dpsim.calculators.lammps_pair import PluginError
-from dpsim.calculators.selection import Precision, model_name, resolve_model, types_of
+from dpsim.calculators.selection import Precision, model_name, resolve_model, types_of, without_parameters
 from dpsim.data.frame import Batch, Frame
 from dpsim.engines.base import Array
 from dpsim.engines.registry import EngineName
@@ -139,7 +139,7 @@ def verify_file(model: str, structure: Path, output: Path | None = None, console
 
 def verify(model: str | Potential, atoms: Atoms, source: str = "atoms") -> Verification:
     """Evaluate a structure in every engine and precision, and judge the differences."""
-    models = {p: resolve_model(model, p) for p in _PRECISIONS}
+    models = {p: without_parameters(resolve_model(model, p), "`dpsim verify`") for p in _PRECISIONS}
     name = model_name(model)
     types = types_of(atoms.get_chemical_symbols(), models["float64"].type_map, name)
     reference = _reference(models["float64"], atoms, types)

@@ -42,17 +42,22 @@ def main() -> None:
     speed = np.sqrt(units.kB * 330 / atoms.get_masses())[:, None]
     velocity = rng.normal(size=(len(atoms), 3)) * speed * 0.5 * units.fs  # A per step
     start, phase = atoms.positions.copy(), 0
-    stress_and_energy = [atoms.get_potential_energy(), *atoms.get_stress().tolist()]
-    forces = atoms.get_forces()
     import torch
+
+    after_import = memory_MiB()["VmRSS"]
+    numbers = {
+        "energy": atoms.get_potential_energy() / len(atoms),
+        "forces": atoms.get_forces().tolist(),
+        "stress": atoms.get_stress().tolist(),
+    }
 
     say(
         {
             "versions": versions(*packages),
             "threads": torch.get_num_threads(),
             "n_atoms": len(atoms),
-            "energy_and_stress": stress_and_energy,
-            "force_norm": float(np.linalg.norm(forces)),
+            "numbers": numbers,
+            "after_import_MiB": after_import,
         }
     )
     while (message := hear())["do"] != "quit":

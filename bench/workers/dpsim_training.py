@@ -20,10 +20,13 @@ class Silent:
 
 
 def train_config(spec: dict) -> dict:
-    """The specification of bench/training.py in the words of train.yaml."""
+    """The specification of bench/training.py in the words of train.yaml: fine-tuning of the model in a file."""
+    from dpsim.models.checkpoint import load_trainable
+
     pairs = {"energy": "e", "forces": "f", "virial": "v"}
     return {
-        "model": spec["model"],
+        "model": load_trainable(spec["model"]).config.model_dump(mode="json"),
+        "init_from": spec["model"],
         "data": {"train": [spec["data"]], "batch_size": 1},
         "loss": {
             name: {"start": spec["loss"][f"start_pref_{k}"], "limit": spec["loss"][f"limit_pref_{k}"]}
@@ -44,6 +47,7 @@ def main() -> None:
 
     after_import = memory_MiB()["VmRSS"]
     trainer = Trainer(TrainConfig.model_validate(train_config(spec)), Path.cwd(), False, Silent())
+    numbers = first_frame(trainer)
     batches = trainer.sampler.prefetch(0)
     say(
         {
@@ -51,6 +55,7 @@ def main() -> None:
             "threads": torch.get_num_threads(),
             "parameters": sum(p.numel() for p in trainer.parameters),
             "native": native_description(),
+            "numbers": numbers,
             "after_import_MiB": after_import,
         }
     )
@@ -62,6 +67,25 @@ def main() -> None:
             ms.append(1000 * (time.perf_counter() - start))
         say({"ms": ms})
     say(memory_MiB())
+
+
+def first_frame(trainer) -> dict:
+    """Energy (eV/atom) and forces of the first frame, and the norm of the gradient of |forces|^2 by all weights."""
+    import torch
+
+    from dpsim.data.frame import Batch
+
+    frame = trainer.data.train[0].frame(0)
+    batch = Batch.from_frames([frame], trainer.model.rcut)
+    found = trainer.model(batch, forces=True, create_graph=True)
+    torch.autograd.backward(found.forces.square().sum(), inputs=trainer.parameters)
+    squares = [p.grad.square().sum() for p in trainer.parameters if p.grad is not None]
+    trainer.optimizer.zero_grad(set_to_none=True)
+    return {
+        "energy": found.energy.item() / frame.n_atoms,
+        "forces": found.forces.tolist(),
+        "gradient": float(torch.stack(squares).sum().sqrt()),
+    }
 
 
 def native_description() -> str:

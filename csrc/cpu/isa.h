@@ -44,6 +44,20 @@ struct KernelsOf {
   void (*rows_backward_twice)(int64_t rows, int n, int64_t ld, const T* x, const T* f, bool center, double eps,
                               const T* b, const T* u, const T* t, T* x_grad, T* f_grad, T* b_grad, int threads);
 
+  void (*line_graph_forward)(const dpsim_line_graph& graph, T* u, T* e_new, int threads);
+  void (*line_graph_backward)(const dpsim_line_graph& graph, const T* u_bar, const T* e_new_bar,
+                              const dpsim_line_graph_arrays& grads, int threads);
+  void (*line_graph_backward_twice)(const dpsim_line_graph& graph, const T* u_bar, const T* e_new_bar,
+                                    const dpsim_line_graph_arrays& tangents, const dpsim_line_graph_arrays& grads,
+                                    T* u_dot, T* e_new_dot, int threads);
+
+  void (*neighbor_sum)(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
+                       const T* h, const T* x, T* z, int threads);
+  void (*neighbor_dot)(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
+                       const T* z, const T* x, T* h, int threads);
+  void (*neighbor_spread)(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
+                          const T* h, const T* z, T* x, int threads);
+
   void* (*student_pack)(const Student& student);
   void (*student_unpack)(void* packed);
   void* (*student_scratch)(const void* packed, int threads);

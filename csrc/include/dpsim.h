@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define DPSIM_VERSION "0.1.0"
-#define DPSIM_ABI 2 /* raised whenever a signature or struct below changes */
+#define DPSIM_ABI 3 /* raised whenever a signature or struct below changes */
 
 #if defined(__GNUC__)
 #define DPSIM_API __attribute__((visibility("default")))
@@ -190,6 +190,77 @@ DPSIM_API int dpsim_rows_backward_twice_f64(int64_t rows, int n, int64_t ld, con
                                             int center, double eps, const double* b, const double* u, const double* t,
                                             double* x_grad, double* f_grad, double* b_grad,
                                             const dpsim_execution* execution);
+
+/* ---- update of the edges of a line graph (DPA-3) -------------------------------------------------------------------
+ * Edges m run from vertex alpha (those of alpha: offsets[alpha] .. offsets[alpha + 1], offsets[0] = 0) to beta[m].
+ *     z = e W + p[alpha] + q[beta],   u = sum_{m of alpha} sw act(z[:C]),   e_new = e + step act(z[C:])
+ * Widths: d = n_in, C = n_conv, S = n_self, which is d or 0. act is silu below `threshold`, tanh(a (z - threshold)) + b
+ * above, for DPSIM_SILUT. Shapes: e (n_edges, d), weight (d, C + S), p (n_alpha, C + S), q (n_beta, C + S),
+ * sw (n_edges,), step (S,), u (n_alpha, C), e_new (n_edges, S); arrays of width 0 may be NULL.
+ */
+typedef enum { DPSIM_TANH = 0, DPSIM_SILU = 1, DPSIM_SILUT = 2 } dpsim_activation;
+
+typedef struct {
+  int64_t n_alpha, n_beta;
+  const int64_t *offsets, *beta;
+  int32_t n_in, n_conv, n_self;
+  int32_t activation;
+  double threshold;
+  const void *e, *weight, *p, *q, *sw, *step;
+} dpsim_line_graph;
+
+typedef struct { /* gradients or tangents, shaped as the arrays of a dpsim_line_graph; NULL: not wanted, or zero */
+  void *e, *weight, *p, *q, *sw, *step;
+} dpsim_line_graph_arrays;
+
+DPSIM_API int dpsim_line_graph_forward_f32(const dpsim_line_graph* graph, float* u, float* e_new,
+                                           const dpsim_execution* execution);
+/* Gradients of sum(u_bar u) + sum(e_new_bar e_new). */
+DPSIM_API int dpsim_line_graph_backward_f32(const dpsim_line_graph* graph, const float* u_bar, const float* e_new_bar,
+                                            const dpsim_line_graph_arrays* grads, const dpsim_execution* execution);
+/* Of sum(t_e e_bar) + sum(t_p p_bar) + sum(t_q q_bar) + sum(t_sw sw_bar), tangents t and gradients of the call above:
+ * its gradients in the arrays of graph, in u_bar: u_dot, and in e_new_bar: e_new_dot. */
+DPSIM_API int dpsim_line_graph_backward_twice_f32(const dpsim_line_graph* graph, const float* u_bar,
+                                                  const float* e_new_bar, const dpsim_line_graph_arrays* tangents,
+                                                  const dpsim_line_graph_arrays* grads, float* u_dot, float* e_new_dot,
+                                                  const dpsim_execution* execution);
+DPSIM_API int dpsim_line_graph_forward_f64(const dpsim_line_graph* graph, double* u, double* e_new,
+                                           const dpsim_execution* execution);
+/* Gradients of sum(u_bar u) + sum(e_new_bar e_new). */
+DPSIM_API int dpsim_line_graph_backward_f64(const dpsim_line_graph* graph, const double* u_bar, const double* e_new_bar,
+                                            const dpsim_line_graph_arrays* grads, const dpsim_execution* execution);
+/* Of sum(t_e e_bar) + sum(t_p p_bar) + sum(t_q q_bar) + sum(t_sw sw_bar), tangents t and gradients of the call above:
+ * its gradients in the arrays of graph, in u_bar: u_dot, and in e_new_bar: e_new_dot. */
+DPSIM_API int dpsim_line_graph_backward_twice_f64(const dpsim_line_graph* graph, const double* u_bar,
+                                                  const double* e_new_bar, const dpsim_line_graph_arrays* tangents,
+                                                  const dpsim_line_graph_arrays* grads, double* u_dot, double* e_new_dot,
+                                                  const dpsim_execution* execution);
+
+/* ---- sums over neighbours ---------------------------------------------------------------------------------------------
+ * Edges m, sorted by centre i (offsets from 0), lead to row j = index[m] of x, or to row m where index is NULL.
+ *     neighbor_sum     z[i, k, c] = sum_{m of i} h[m, k] x[j, c]
+ *     neighbor_dot     h[m, k]    = sum_c z[i, k, c] x[j, c]
+ *     neighbor_spread  x[j, c]    = sum_{m to j} sum_k h[m, k] z[i, k, c]
+ * h (n_edges, K), x (n_rows, C), z (n_centers, K, C).
+ */
+DPSIM_API int dpsim_neighbor_sum_f32(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
+                                     const int64_t* index, int K, int C, const float* h, const float* x,
+                                     float* z, const dpsim_execution* execution);
+DPSIM_API int dpsim_neighbor_dot_f32(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
+                                     const int64_t* index, int K, int C, const float* z, const float* x,
+                                     float* h, const dpsim_execution* execution);
+DPSIM_API int dpsim_neighbor_spread_f32(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
+                                        const int64_t* index, int K, int C, const float* h, const float* z,
+                                        float* x, const dpsim_execution* execution);
+DPSIM_API int dpsim_neighbor_sum_f64(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
+                                     const int64_t* index, int K, int C, const double* h, const double* x,
+                                     double* z, const dpsim_execution* execution);
+DPSIM_API int dpsim_neighbor_dot_f64(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
+                                     const int64_t* index, int K, int C, const double* z, const double* x,
+                                     double* h, const dpsim_execution* execution);
+DPSIM_API int dpsim_neighbor_spread_f64(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
+                                        const int64_t* index, int K, int C, const double* h, const double* z,
+                                        double* x, const dpsim_execution* execution);
 
 /* ---- students: tabulated models --------------------------------------------------------------------------------------
  * A student is a .dpsim file written by `dpsim compress`: tables of the embedding in r, a fitting net per element. The

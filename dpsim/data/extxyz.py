@@ -2,6 +2,7 @@
 
 The file is scanned once for where frames begin and which elements occur; frames are parsed when asked for.
 Labels: REF_* are preferred, then dft_*, then the plain names, then what ASE holds as calculator results.
+Parameters that some models take: `fparam` in info, one or more numbers, and the columns `aparam`.
 Predictions are written as dpsim_*, beside what a frame holds (`with_predictions`); as labels they are never taken,
 unless LabelKeys names them.
 """
@@ -98,6 +99,8 @@ class ExtxyzSystem(System):
             forces=None if forces is None else _shaped(*forces, (n, 3), source),
             virial=self._virial(found, atoms, pbc, source),
             source=source,
+            fparam=_parameters("fparam", atoms.info.get("fparam"), 1, source, flat=True),
+            aparam=_parameters("aparam", atoms.arrays.get("aparam"), n, source),
         )
 
     def _virial(self, found: dict[str, Any], atoms: Any, pbc: np.ndarray, source: str) -> np.ndarray | None:
@@ -159,6 +162,17 @@ def _shaped(key: str, value: Any, shape: tuple[int, ...], source: str) -> np.nda
         got = f"{value!r}"[:80] if array is None else f"of shape {array.shape}"
         raise DataError(f"{source}: `{key}` is {got}; expected numbers of shape {shape}. Correct the file.")
     return array
+
+
+def _parameters(key: str, value: Any, rows: int, source: str, flat: bool = False) -> np.ndarray | None:
+    """Parameters (rows, k), with k as many as there are; `flat`: of a single row, (k,)."""
+    if value is None:
+        return None
+    width = np.size(value) // rows
+    array = _shaped(
+        key, np.reshape(value, (rows, width)) if np.size(value) == rows * width else value, (rows, width), source
+    )
+    return array[0] if flat else array
 
 
 def _parse(text: str, source: str) -> Any:

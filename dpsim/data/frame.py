@@ -1,7 +1,8 @@
 """`Frame` (one configuration, NumPy) and `Batch` (several, torch): what every other room is handed.
 
 Vocabulary (shapes; units): positions (n_atoms, 3) A; cell (3, 3) A, rows are lattice vectors; pbc (3,);
-types (n_atoms,) index into type_map; energy eV; forces (n_atoms, 3) eV/A; virial (3, 3) eV = -dE/d(strain).
+types (n_atoms,) index into type_map; energy eV; forces (n_atoms, 3) eV/A; virial (3, 3) eV = -dE/d(strain);
+fparam (n,), aparam (n_atoms, m): parameters of the frame and of the atoms, in any unit, that some models take.
 Edges are directed pairs i -> j: edge_vec = r_j - r_i + S.cell.
 """
 
@@ -14,6 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from dpsim.errors import DataError, ElementError
 from dpsim.neighbors import Edges, neighbor_list
 
 
@@ -33,6 +35,8 @@ class Frame:
     forces: np.ndarray | None = None
     virial: np.ndarray | None = None
     source: str = ""  # where it came from, for error messages: "water/set.000 frame 12"
+    fparam: np.ndarray | None = None
+    aparam: np.ndarray | None = None
 
     @property
     def n_atoms(self) -> int:
@@ -44,8 +48,6 @@ class Frame:
 
     def with_type_map(self, type_map: Sequence[str]) -> Frame:
         """The same frame with types counted in another type_map. Raises KeyError-free ElementError on unknown names."""
-        from dpsim.errors import ElementError
-
         unknown = sorted({self.type_map[t] for t in np.unique(self.types)} - set(type_map))
         if unknown:
             raise ElementError(
@@ -62,6 +64,7 @@ class Batch:
 
     center, neighbor: (n_edges,) atom indices i, j into the batch; shift (n_edges, 3) integer cell shifts S.
     frame_index: (n_atoms,) the frame each atom belongs to. has_*: (n_frames,) 1.0 where that label exists, else 0.
+    fparam (n_frames, n), aparam (n_atoms, m): NaN where a frame has none; None where no frame has any.
     Positions and cells stay float64: differences are taken in float64 and cast afterwards.
     """
 
@@ -80,6 +83,8 @@ class Batch:
     has_forces: torch.Tensor | None = None
     has_virial: torch.Tensor | None = None
     sources: tuple[str, ...] = ()
+    fparam: torch.Tensor | None = None
+    aparam: torch.Tensor | None = None
 
     @property
     def n_frames(self) -> int:
@@ -146,7 +151,24 @@ class Batch:
             has_forces=flag("forces"),
             has_virial=flag("virial"),
             sources=tuple(f.source for f in frames),
+            fparam=_joined([f.fparam for f in frames], [1] * len(frames), frames),
+            aparam=_joined([f.aparam for f in frames], [f.n_atoms for f in frames], frames),
         )
+
+
+def _joined(values: list[np.ndarray | None], rows: list[int], frames: Sequence[Frame]) -> torch.Tensor | None:
+    """Parameters of frames, `rows` of them each, one below the other; NaN for the frames without, None if all are."""
+    width = {np.shape(v)[-1] for v in values if v is not None}
+    if len(width) > 1:
+        raise DataError(
+            f"the frames {', '.join(f.source or '?' for f in frames[:5])} carry parameters of {sorted(width)} numbers; "
+            "expected the same number in all. Correct their fparam or aparam."
+        )
+    if not width:
+        return None
+    shapes = [(n, *width) for n in rows]
+    blocks = [np.full(s, np.nan) if v is None else np.reshape(v, s) for v, s in zip(values, shapes, strict=True)]
+    return torch.from_numpy(np.concatenate(blocks).astype(np.float64))
 
 
 @dataclass

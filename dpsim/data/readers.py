@@ -4,6 +4,7 @@ DeePMD layout of one system (A, eV, eV/A; DeePMD-kit documentation, "System"):
     type.raw (n_atoms,)  type_map.raw (element names)  nopbc (empty file: no periodicity)
     set.*/coord.npy (n_frames, 3 n_atoms)  box.npy (n_frames, 9), rows are lattice vectors
     set.*/energy.npy (n_frames,)  force.npy (n_frames, 3 n_atoms)  virial.npy (n_frames, 9), -dE/d(strain)
+    set.*/fparam.npy (n_frames, k)  aparam.npy (n_frames, k n_atoms): parameters, of any number k
     set.*/real_atom_types.npy (n_frames, n_atoms): "mixed_type", compositions differ between frames; -1 is padding.
 The HDF5 form holds the same names as groups and datasets. Names of DeePMD stay in this file.
 """
@@ -102,6 +103,8 @@ class DeepmdSystem(System):
         self._box = [self._required_array(s, "box", 9, False) for s in self._sets] if self._periodic else []
         self._real = [self._array(s, "real_atom_types", 1, True) for s in self._sets]
         self._labels = {label: [self._array(s, *spec) for s in self._sets] for label, spec in _LABEL_FILES.items()}
+        self._fparam = [self._parameters(s, "fparam", 1) for s in self._sets]
+        self._aparam = [self._parameters(s, "aparam", self.n_atoms) for s in self._sets]
         if all(real is None for real in self._real):
             self._check_types(self._types, "type.raw")
 
@@ -129,6 +132,7 @@ class DeepmdSystem(System):
         positions = self._coord[s].row(row).reshape(-1, 3)[keep].astype(np.float64)
         cell = self._box[s].row(row).reshape(3, 3).astype(np.float64) if self._periodic else np.zeros((3, 3))
         energy, forces, virial = (self._label(name, s, row) for name in ("energy", "forces", "virial"))
+        fparam, aparam = (_row(arrays[s], row) for arrays in (self._fparam, self._aparam))
         return Frame(
             positions=positions,
             types=types[keep],
@@ -139,11 +143,25 @@ class DeepmdSystem(System):
             forces=None if forces is None else forces.reshape(-1, 3)[keep],
             virial=None if virial is None else virial.reshape(3, 3),
             source=source,
+            fparam=fparam,
+            aparam=None if aparam is None else aparam.reshape(self.n_atoms, -1)[keep],
         )
 
     def _label(self, name: str, s: int, row: int) -> np.ndarray | None:
-        array = self._labels[name][s]
-        return None if array is None else array.row(row).astype(np.float64).reshape(-1)
+        return _row(self._labels[name][s], row)
+
+    def _parameters(self, set_name: str, name: str, rows: int) -> ArraySource | None:
+        """fparam or aparam of a set, or None: any number of them for each of `rows`."""
+        if not self._store.has_array(set_name, name):
+            return None
+        shape = self._store.array(set_name, name).shape
+        width = int(np.prod(shape[1:]))
+        if rows and width % rows:
+            raise DataError(
+                f"`{self.path}/{set_name}/{name}.npy` has shape {shape}; expected a multiple of {rows} numbers in each "
+                "row, as many for every atom of type.raw. Write it again."
+            )
+        return self._array(set_name, name, width, False)
 
     def _array(self, set_name: str, name: str, per: int, per_atom: bool) -> ArraySource | None:
         """Array `name` of a set or None, its shape checked: (n_frames, per * n_atoms) or (n_frames, per)."""
@@ -188,6 +206,10 @@ class DeepmdSystem(System):
                 f"`{self.path}/{where}` has type {types[bad[0]]} (atom {bad[0]}); expected 0 to "
                 f"{len(self.type_map) - 1}, for type_map {list(self.type_map)}. Correct type.raw or type_map.raw."
             )
+
+
+def _row(array: ArraySource | None, row: int) -> np.ndarray | None:
+    return None if array is None else array.row(row).astype(np.float64).reshape(-1)
 
 
 def _split_group(path: str | Path) -> tuple[Path, str | None]:

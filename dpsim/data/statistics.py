@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import torch
@@ -168,6 +169,44 @@ class EnvironmentSums:
         davg[seen, 0] = mean[seen, 0]
         dstd[seen] = std[seen][:, [0, 1, 1, 1]]
         return davg, dstd
+
+
+@dataclass(frozen=True)
+class ParameterStatistics:
+    """avg, std (k,): mean and standard deviation of parameters over the data."""
+
+    avg: np.ndarray
+    std: np.ndarray
+
+
+def parameter_statistics(
+    systems: Sequence[System],
+    name: Literal["fparam", "aparam"],
+    width: int,
+    *,
+    n_frames: int | None = 1000,
+    seed: int = 0,
+    default: Sequence[float] | None = None,
+) -> ParameterStatistics:
+    """Mean and standard deviation (at least 1e-2) of frame or atomic parameters of a sample of frames.
+
+    Args: width: how many the model takes; default: those of frames without any.
+    Raises: DataError naming the first frame that has none, or another number of them.
+    """
+    rows = []
+    for system, k in sample_frames(systems, n_frames, seed):
+        frame = systems[system].frame(k)
+        value = getattr(frame, name) if getattr(frame, name) is not None else default
+        where = "for each atom" if name == "aparam" else "for each frame"
+        if value is None or np.shape(value)[-1] != width:
+            got = "absent" if value is None else f"{np.shape(value)[-1]} numbers"
+            raise DataError(
+                f"{frame.source}: `{name}` is {got}; expected {width} numbers {where}, as `fitting.numb_{name}` says. "
+                f"Add them to the data ({name}.npy, or `{name}` in extxyz), or correct the model."
+            )
+        rows.append(np.reshape(value, (-1, width)))
+    values = np.concatenate(rows)
+    return ParameterStatistics(values.mean(0), np.maximum(values.std(0), _STD_FLOOR))
 
 
 def _wrap_up(max_neighbors: np.ndarray, factor: float) -> list[int]:

@@ -64,13 +64,14 @@ def _check_shapes(frame: Frame, where: str) -> None:
 
 
 def _check_finite(frame: Frame, where: str) -> None:
-    for name in ("positions", "cell", "energy", "forces", "virial"):
+    for name in ("positions", "cell", "energy", "forces", "virial", "fparam", "aparam"):
         value = getattr(frame, name)
         if value is None or np.isfinite(value).all():
             continue
         array = np.asarray(value)
         index = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
-        at = f"atom {index[0]}" if name in ("positions", "forces") else f"component {index}" if index else "the frame"
+        of_atoms = name in ("positions", "forces", "aparam")
+        at = f"atom {index[0]}" if of_atoms else f"component {index}" if index else "the frame"
         raise DataError(
             f"{where}: `{name}` of {at} is {array[index]}; expected a finite number. "
             "Remove the frame (a calculation that did not converge?) or correct the file."

@@ -25,7 +25,6 @@ from dpsim.distill.tabulate import Grid, Modes, Source, Tables, build_student, m
 from dpsim.errors import ConfigError
 from dpsim.models.checkpoint import load_trainable, save_model
 from dpsim.models.config import Precision
-from dpsim.models.deepmd_format import read_deepmd
 from dpsim.models.energy_model import EnergyModel
 from dpsim.models.nets import MLP
 from dpsim.models.potential import DTYPES, Potential
@@ -78,7 +77,7 @@ def compress(
         errors["low rank"] = bench.errors(build_student(teacher, parts, tables, bases, "float64"))
     errors["float32"] = bench.errors(build_student(teacher, parts, tables, bases, "float32"))
 
-    provenance = model.metadata.get("provenance", model.metadata)
+    provenance = model.metadata.get("provenance", {})
     name = provenance.get("name") or provenance.get("imported_from", {}).get("file") or "a model without a name"
     report = CompressionReport(
         teacher=name,
@@ -150,13 +149,12 @@ def compress_file(
     console: Console | None = None,
     **settings: Any,
 ) -> CompressionReport:
-    """Read a model (.dpsim, a name, or DeePMD-kit's portable file), compress it, print the report, write the student.
+    """Read a model (a file or a name, as `load_model` takes it), compress it, print the report, write the student.
 
     Args: data: sets to measure errors on, `max_frames` in all, evenly spread; settings: see `compress`.
     Raises: ModelFileError, UnsupportedModelError, DataError, ElementError, ConfigError; then nothing is written.
     """
-    foreign = Path(model).suffix in (".dp", ".yaml", ".yml")
-    teacher = read_deepmd(model) if foreign else load_trainable(model)
+    teacher = load_trainable(model)
     frames = None
     if data:
         systems = [system for path in data for system in open_dataset(path, teacher.type_map)]
@@ -188,7 +186,7 @@ def _shortest(teacher: EnergyModel, frames: Sequence[Frame] | None) -> tuple[flo
     known: list[tuple[float, str]] = []
     if isinstance(teacher.config.core_distances, list):
         known += [(d, "of its training data") for row in teacher.config.core_distances for d in row if d > 0]
-    imported = teacher.metadata.get("provenance", teacher.metadata).get("imported_from") or {}
+    imported = teacher.metadata.get("provenance", {}).get("imported_from") or {}
     if imported.get("min_nbor_dist"):
         known.append((float(imported["min_nbor_dist"]), "of its training data"))
     for frame in frames or []:

@@ -84,6 +84,15 @@ class Source:
 
 def sources(teacher: EnergyModel) -> list[Source]:
     """The descriptors of a teacher (float64). Raises UnsupportedModelError for what cannot be tabulated."""
+    c = teacher.config.fitting
+    for what, has in (
+        ("the local frame descriptor", not teacher.descriptor.members),
+        ("a pair table", teacher.pair_table is not None),
+        ("parameters (fparam, aparam)", c.numb_fparam + c.numb_aparam > 0),
+        ("a code of the data set (case_embd)", c.dim_case_embd > 0),
+    ):
+        if has:
+            raise UnsupportedModelError(f"the model has {what}, which students lack. Compress a model without it.")
     return [_source(member) for member in teacher.descriptor.members]
 
 
@@ -140,7 +149,7 @@ def _of_pairs(d: SeE2a | SeE2r) -> Source:
 def _of_dpa1(d: Dpa1) -> Source:
     _require_isotropic(d)
     n = d.n_types
-    types = d.type_embedding(d.type_input)
+    types = d.type_embedding()
     at_empty = -d.davg[:, :1] / d.dstd[:, :1]
 
     def embedding(ti: int, tj: int) -> Function:

@@ -1,4 +1,4 @@
-"""The activation functions by name (DeePMD-kit v2, II.A.5), and their derivatives."""
+"""The activation functions by name (DeePMD-kit v2, II.A.5; silut: DPA-3, Eq. 24), and their derivatives."""
 
 import math
 from collections.abc import Callable
@@ -23,8 +23,30 @@ def _silu_slope(x: Tensor) -> Tensor:
     return y * (1 + x * (1 - y))
 
 
+def silut_constants(name: str) -> tuple[float, float, float]:
+    """t, a = silu'(t) and b = silu(t) of the function called "silut:t" (3 where t is left out).
+
+    silut(x) = silu(x) below t, tanh(a (x - t)) + b above: bounded, with a continuous slope.
+    """
+    t = float(name.partition(":")[2] or 3)
+    y = 1 / (1 + math.exp(-t))
+    return t, y * (1 + t * (1 - y)), t * y
+
+
+def _silut(name: str) -> Callable[[Tensor], Tensor]:
+    t, a, b = silut_constants(name)
+    return lambda x: torch.where(x < t, nn.functional.silu(x), torch.tanh(a * (x - t)) + b)
+
+
+def _silut_slope(name: str) -> Callable[[Tensor], Tensor]:
+    t, a, _ = silut_constants(name)
+    return lambda x: torch.where(x < t, _silu_slope(x), a * (1 - torch.tanh(a * (x - t)) ** 2))
+
+
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The activation function called `name`; gelu is the tanh form, as in the paper."""
+    if name.startswith("silut"):
+        return _silut(name)
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "tanh": torch.tanh,
         "gelu": _gelu,
@@ -42,6 +64,8 @@ def activation(name: str) -> Callable[[Tensor], Tensor]:
 
 def slope(name: str) -> Callable[[Tensor], Tensor]:
     """The derivative of `activation(name)`, differentiable itself."""
+    if name.startswith("silut"):
+        return _silut_slope(name)
     slopes: dict[str, Callable[[Tensor], Tensor]] = {
         "tanh": lambda x: 1 - torch.tanh(x) ** 2,
         "gelu": _gelu_slope,

@@ -40,6 +40,19 @@ def environment_reference(
     return torch.cat([s[:, None], (s / rp)[:, None] * edge_vec], 1), w
 
 
+def exponential_environment(edge_vec: Tensor, rcut_smth: float, protection: float = 0.0) -> tuple[Tensor, Tensor]:
+    """The same with DPA-3's switch w = exp(-exp(20 (r / rcut_smth - 1))), which is small, not 0, at a cutoff.
+
+    It is 1/e at rcut_smth, and 8e-7 at 6 A with rcut_smth = 5.3 A. Differentiable any number of times.
+    Source: DPA-3, arXiv 2506.01686, Eq. 12.
+    """
+    r = torch.linalg.vector_norm(edge_vec, dim=1)
+    w = torch.exp(-torch.exp(20 * (r / rcut_smth - 1)))
+    rp = r + protection
+    s = w / rp
+    return torch.cat([s[:, None], (s / rp)[:, None] * edge_vec], 1), w
+
+
 def environment(
     edge_vec: Tensor, rcut: float, rcut_smth: float, protection: float = 0.0, *, second_order: bool = False
 ) -> tuple[Tensor, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from dpsim.errors import DpsimError
 from dpsim.kernels.location import library_path
 
-ABI = 2  # DPSIM_ABI of csrc/include/dpsim.h
+ABI = 3  # DPSIM_ABI of csrc/include/dpsim.h
 INVALID_ARGUMENT = 1  # of dpsim_status
 ISA_NAMES = {1: "scalar", 2: "AVX2", 3: "AVX-512"}
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
@@ -60,6 +60,9 @@ _SIGNATURES = {
     "rows_forward": [*_rows, *[c_void_p] * 1, POINTER(Execution)],
     "rows_backward": [*_rows, *[c_void_p] * 3, POINTER(Execution)],
     "rows_backward_twice": [*_rows, *[c_void_p] * 6, POINTER(Execution)],
+    "line_graph_forward": [*[c_void_p] * 3, POINTER(Execution)],
+    "line_graph_backward": [*[c_void_p] * 4, POINTER(Execution)],
+    "line_graph_backward_twice": [*[c_void_p] * 7, POINTER(Execution)],
     "embedding_forward": [c_int64, c_void_p, *_net, *[c_void_p] * 2, POINTER(Execution)],
     "embedding_backward": [c_int64, c_void_p, *_net, *[c_void_p] * 3, POINTER(Execution)],
     "radial_forward": [*_edges, *_net, *[c_void_p] * 3, POINTER(Execution)],

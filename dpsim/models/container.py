@@ -7,6 +7,7 @@ SHA-256 of itself and of all tensor bytes.
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import os
 import struct
@@ -23,6 +24,14 @@ from dpsim.errors import ModelFileError
 
 KEY = "dpsim"
 _MAX_INDEX_BYTES = 16 << 20  # names, shapes and header; a model has some tens of kilobytes
+
+
+def package_version() -> str:
+    """The version of the installed package, "unknown" for a bare source tree."""
+    try:
+        return importlib.metadata.version("dpsim")
+    except importlib.metadata.PackageNotFoundError:
+        return "unknown"
 
 
 def write(path: str | Path, tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> None:

@@ -23,6 +23,11 @@ def truncate_neighbors(graph: Graph, sel: list[int], n_listed: int) -> Graph:
     return graph
 
 
+def among_nearest(graph: Graph, n: int) -> Tensor:
+    """(n_edges,) True on the edges that are among the n nearest of their centre."""
+    return _nearest(graph, torch.zeros_like(graph.center), [n])
+
+
 def listed_in_a_hybrid(sels: list[list[int]]) -> int:
     """Length of the one neighbour list from which the descriptors of a hybrid take their `sel`.
 

@@ -92,11 +92,26 @@ class Graph:
         keep = torch.linalg.vector_norm(self.edge_vec.detach(), dim=1) <= cutoff
         return self if bool(keep.all()) else self.select(keep)
 
+    def angles(self, cutoff: float) -> Pairs:
+        """The angles at all centres: ordered pairs of edges (ij, ik) of one centre, both not longer than `cutoff`.
+
+        j = k is among them: angles of zero, which `pairs.distinct()` drops.
+        """
+        short = torch.linalg.vector_norm(self.edge_vec.detach(), dim=1) <= cutoff
+        return pairs_within(torch.where(short, self.center, self.n_atoms), self.n_atoms)
+
     def neighbor_counts(self) -> Tensor:
         """(n_atoms, n_types): the number of neighbours of each type."""
         n = len(self.counts)
         key = self.center * n + self.neighbor_types
         return torch.bincount(key, minlength=self.n_atoms * n).view(self.n_atoms, n)
+
+    def in_slots(self) -> tuple[Graph, Slots]:
+        """The graph with its edges sorted by centre, then neighbour type, and the rows of slots they fill."""
+        order = torch.argsort(self.center * len(self.counts) + self.neighbor_types, stable=True)
+        graph, count = self.select(order), torch.bincount(self.center, minlength=self.n_atoms)
+        slot = torch.arange(len(order), device=order.device) - starts(count)[graph.center]
+        return graph, Slots(slot, graph.center, count)
 
     def sorted_by_pair(self) -> tuple[Graph, list[Segment]]:
         """The graph with its edges sorted by centre type, neighbour type and centre, and the segments they form.
@@ -129,10 +144,70 @@ class Segment(NamedTuple):
 
     def slots(self) -> Tensor:
         """(n_centers, p): the edges of each centre in a row, -1 where a row has fewer than the longest."""
-        count = self.offsets.diff()
-        width = int(count.max()) if len(count) else 0
-        k = torch.arange(width, device=count.device)
-        return torch.where(k < count[:, None], self.edges.start + self.offsets[:-1, None] + k, -1)
+        table = slots(self.offsets)
+        return torch.where(table >= 0, self.edges.start + table, -1)
+
+
+class Slots:
+    """The edges of each atom in a row of `width` slots, as many as the fullest row needs, but at least one.
+
+    slot (n_edges,): that of each edge; place = atom * width + slot; count (n_atoms,): how many slots are full.
+    """
+
+    def __init__(self, slot: Tensor, center: Tensor, count: Tensor):
+        self.slot, self.count = slot, count
+        self.width = max(1, int(count.max()))
+        self.place = center * self.width + slot
+
+    def fill(self, x: Tensor) -> Tensor:
+        """x (n_edges, ...) of the edges as (n_atoms, width, ...), zero in empty slots."""
+        n, rest = len(self.count), x.shape[1:]
+        return x.new_zeros(n * self.width, *rest).index_copy(0, self.place, x).view(n, self.width, *rest)
+
+
+class Pairs(NamedTuple):
+    """Ordered pairs (first, second) of things, sorted by the first: those of thing m are offsets[m] .. [m + 1].
+
+    first, second (n_pairs,): indices; offsets (n_things + 1,).
+    """
+
+    first: Tensor
+    second: Tensor
+    offsets: Tensor
+
+    def distinct(self) -> Pairs:
+        """Without the pairs of a thing with itself."""
+        keep = self.first != self.second
+        first = self.first[keep]
+        return Pairs(first, self.second[keep], starts(torch.bincount(first, minlength=len(self.offsets) - 1)))
+
+
+def pairs_within(group: Tensor, n_groups: int) -> Pairs:
+    """All ordered pairs of things of one group, things that are alone or with themselves included.
+
+    Args: group (n_things,): the group 0 .. n_groups - 1 of each thing, n_groups of things that pair with nothing.
+    """
+    order = torch.argsort(group, stable=True)  # members of a group in a row
+    count = torch.bincount(group, minlength=n_groups + 1)
+    count[n_groups] = 0
+    partners = count[group]
+    offsets = starts(partners)
+    first = torch.repeat_interleave(partners)
+    rank = torch.arange(len(first), device=group.device) - offsets[first]
+    return Pairs(first, order[starts(count)[group[first]] + rank], offsets)
+
+
+def starts(count: Tensor) -> Tensor:
+    """(n + 1,): where each of n rows of `count` things begins when they lie in a row, and where the last ends."""
+    return torch.cat([count.new_zeros(1), torch.cumsum(count, 0)])
+
+
+def slots(offsets: Tensor) -> Tensor:
+    """(n, p): the things offsets[i] .. [i + 1] in row i, -1 where a row has fewer than the longest."""
+    count = offsets.diff()
+    width = int(count.max()) if len(count) else 0
+    k = torch.arange(width, device=count.device)
+    return torch.where(k < count[:, None], offsets[:-1, None] + k, -1)
 
 
 def compact(table: Tensor) -> Tensor:

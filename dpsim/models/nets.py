@@ -5,6 +5,7 @@ Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 48-49 and the act
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -57,6 +58,14 @@ class Layer(nn.Module):
             y = y + torch.cat([x, x], -1)
         return y
 
+    def of_parts(self, parts: Sequence[Tensor]) -> Tensor:
+        """act([parts] W + b) of parts that are not concatenated: each meets its rows of W. Not for residual layers."""
+        rows = self.weight.split([part.shape[-1] for part in parts])
+        z = parts[0] @ rows[0]
+        for part, weight in zip(parts[1:], rows[1:], strict=True):
+            z = z + part @ weight
+        return self.function(z if self.bias is None else z + self.bias)
+
 
 class MLP(nn.Sequential):
     """Layers of the given widths, each with the same activation and residual rule."""
@@ -82,9 +91,29 @@ class MLP(nn.Sequential):
         """The layers as plain tensors, for the kernels."""
         return [layer.tensors() for layer in self]  # type: ignore[operator]
 
+    def of_one_number(self, t: Tensor) -> list[DenseLayer]:
+        """The net N([s, t]) as a net of the number s alone: t, fixed, enters the first bias."""
+        first, *others = self.tensors()
+        if first.residual:  # x = [s, t] itself is passed on: make it with a linear layer
+            eye = torch.eye(1, len(first.weight), dtype=t.dtype, device=t.device)
+            return [DenseLayer(eye, torch.cat([t.new_zeros(1), t]), None, 0, "linear"), first, *others]
+        bias = t @ first.weight[1:] + (0 if first.bias is None else first.bias)
+        return [first._replace(weight=first.weight[:1], bias=bias), *others]
+
 
 class LayerNorm(nn.LayerNorm):
     """(x - mean) / sqrt(var + eps) * w + b over the last axis, with the biased variance."""
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.bias, scaled_rows(x, 1.0, True, self.eps), self.weight)
+
+
+def smooth_softmax(logits: Tensor, n_more: int) -> tuple[Tensor, Tensor]:
+    """Softmax over the last axis and `n_more` entries of logit 0 beside it, as weights times a factor (..., 1).
+
+    Each of those adds exp(0) to the sum Z, so Z / (Z + n_more) is the factor. 1/Z is read off the first entry:
+    weight = exp(logit) / Z.
+    """
+    weights = torch.softmax(logits, -1)
+    one_over_z = weights[..., :1] * torch.exp(-logits[..., :1])
+    return weights, 1 / (1 + n_more * one_over_z)

@@ -25,7 +25,8 @@ class Potential(nn.Module):
     """A subclass sets the attributes below and implements `atomic_energies`.
 
     type_map: element of each type; rcut: A, the largest distance it reads; dtype: of its arithmetic;
-    metadata: what its file says of it ({} for one built in memory).
+    metadata: what its file says of it ({} for one built in memory);
+    numb_fparam, numb_aparam: how many parameters of frames and atoms it takes.
     """
 
     type_map: tuple[str, ...]
@@ -34,6 +35,8 @@ class Potential(nn.Module):
     metadata: dict[str, Any]
     energy_bias: Tensor
     second_order = False
+    numb_fparam = 0
+    numb_aparam = 0
 
     def atomic_energies(self, batch: Batch, edge_vec: Tensor) -> Tensor:
         """E_i (n_atoms,) eV, float64, of the atoms of a batch with the given edge vectors (`dtype`)."""

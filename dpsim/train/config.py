@@ -137,7 +137,9 @@ class TrainConfig(StrictModel):
     schedule: ScheduleConfig = ScheduleConfig()
     ema: EmaConfig | None = Field(None, description="average the weights; off by default")
     init_from: FilePath | None = Field(
-        None, description="a .dpsim file of the same model: start from its weights and statistics instead of the seed"
+        None,
+        description="a .dpsim file, or one of DeePMD-kit's (.dp, .yaml, .json, .pt, .pt:head), of the same model: "
+        "start from its weights and statistics instead of the seed",
     )
     steps: PositiveInt = Field(description="number of optimisation steps of the whole run")
     seed: NonNegativeInt = Field(0, description="of the initial weights and of the order of the data")

@@ -5,18 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from dpsim.data.frame import Batch
 from dpsim.data.readers import open_dataset
 from dpsim.data.sampler import BatchSampler, batch_sizes
-from dpsim.data.statistics import Statistics, auto_sel, auto_sel_total, compute_statistics, shortest_distances
+from dpsim.data.statistics import (
+    Statistics,
+    auto_sel,
+    auto_sel_total,
+    compute_statistics,
+    parameter_statistics,
+    sample_frames,
+    shortest_distances,
+)
 from dpsim.data.system import System
 from dpsim.data.validation import validate_systems
-from dpsim.errors import ConfigError, DataError
+from dpsim.errors import ConfigError, DataError, UnsupportedModelError
 from dpsim.models.checkpoint import load_trainable
+from dpsim.models.config import ModelConfig
+from dpsim.models.deepmd.model import with_conventions
 from dpsim.models.descriptor_config import Environment, Sel
+from dpsim.models.descriptors.local_frame import LocalFrame
 from dpsim.models.energy_model import EnergyModel
+from dpsim.models.graph import Graph
 from dpsim.train.config import DataConfig, TrainConfig, WeightedPath
 
 _VALIDATED_FRAMES = 5000  # of each kind of data; larger sets are sampled
@@ -96,21 +110,56 @@ def build_model(config: TrainConfig, data: Data) -> tuple[EnergyModel, list[Stat
         model_config = model_config.model_copy(update={"core_distances": distances})
     model = EnergyModel(model_config, seed=config.seed)
     model.set_statistics(*stats)
+    _take_more_statistics(model, config, data)
     if config.init_from is not None:
         _take_weights(model, load_trainable(config.init_from, precision=model_config.precision), str(config.init_from))
     return model, stats
 
 
+def _take_more_statistics(model: EnergyModel, config: TrainConfig, data: Data) -> None:
+    """Means and standard deviations of parameters, and of a descriptor that asks for its own."""
+    fitting = config.model.fitting
+    if fitting.numb_fparam:
+        found = parameter_statistics(
+            data.train, "fparam", fitting.numb_fparam, seed=config.seed, default=fitting.default_fparam
+        )
+        model.fitting.set_parameter_statistics("fparam", found)
+    if fitting.numb_aparam:
+        found = parameter_statistics(data.train, "aparam", fitting.numb_aparam, seed=config.seed)
+        model.fitting.set_parameter_statistics("aparam", found)
+    if isinstance(model.descriptor, LocalFrame):
+        frames = (data.train[s].frame(k) for s, k in sample_frames(data.train, 1000, config.seed))
+        model.descriptor.standardise(
+            Graph.from_batch(batch, batch.edge_vectors().to(model.dtype), len(model.type_map))[0]
+            for batch in (Batch.from_frames([f.with_type_map(model.type_map)], model.descriptor.rcut) for f in frames)
+        )
+
+
 def _take_weights(model: EnergyModel, other: EnergyModel, path: str) -> None:
-    """Weights and statistics of a model of the same configuration. Raises ConfigError naming what differs."""
-    ours, theirs = (m.config.model_dump(mode="json") for m in (model, other))
+    """Weights and statistics of a model of the same configuration. Raises ConfigError naming what differs.
+
+    `deepmd_conventions` may differ where that leaves the numbers as they are.
+    """
+    ours, theirs = (_comparable(m.config) for m in (model, other))
     differ = [key for key in ours if ours[key] != theirs[key]]
     if differ:
         raise ConfigError(
             f"`init_from` is {path}, whose {', '.join(differ)} differ from `model`; expected the same. "
             f"Copy them from the file: {', '.join(f'{key} = {theirs[key]}' for key in differ)}."
         )
+    try:
+        other = with_conventions(other, model.config.deepmd_conventions)
+    except UnsupportedModelError as error:
+        raise ConfigError(f"`init_from` is {path}: {error} Write `deepmd_conventions: true` in `model`.") from None
     model.load_state_dict(other.state_dict())
+
+
+def _comparable(config: ModelConfig) -> dict[str, Any]:
+    """What must agree for weights to fit, every default resolved."""
+    values = config.model_dump(mode="json", exclude={"deepmd_conventions"})
+    if values["fitting"]["type_wise"] is None:
+        values["fitting"]["type_wise"] = not config.descriptor.embeds_types
+    return values
 
 
 def _auto_sel(environment: Environment, stats: Statistics) -> Sel:

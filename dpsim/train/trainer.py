@@ -23,6 +23,7 @@ from dpsim.data.statistics import Statistics
 from dpsim.models.checkpoint import save_model
 from dpsim.models.container import atomic_write
 from dpsim.models.energy_model import EnergyModel
+from dpsim.models.local_frame_config import LocalFrameConfig
 from dpsim.train.config import TrainConfig
 from dpsim.train.evaluate import Validator
 from dpsim.train.failure import training_error
@@ -264,7 +265,11 @@ def _opening(data: Data, model: EnergyModel, stats: Sequence[Statistics]) -> str
     n = sum(p.numel() for p in model.parameters())
     descriptor = model.config.descriptor
     cutoffs = ", ".join(f"cutoff {e.rcut:g} A with sel {e.sel}" for e in descriptor.environments)
-    warnings = [_beyond_sel(e.sel, model.type_map, s) for e, s in zip(descriptor.environments, stats, strict=True)]
+    if isinstance(descriptor, LocalFrameConfig):  # its slots do cut
+        warnings = [f"\nwarning: {model.config.caveat}"]
+    else:
+        pairs = zip(descriptor.environments, stats, strict=True)
+        warnings = [_beyond_sel(e.sel, model.type_map, s) for e, s in pairs]
     return (
         f"data: {data.n_train} training frames in {len(data.train)} systems, {data.n_validation} for validation; "
         f"nearest two atoms {min(s.min_distance for s in stats):.3g} A\n"

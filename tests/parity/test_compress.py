@@ -13,7 +13,7 @@ from dpsim.data.frame import Batch, Frame
 from dpsim.distill.compress import compress
 from dpsim.distill.tabulate import Grid, Tables, build_student, modes, sources
 from dpsim.errors import UnsupportedModelError
-from dpsim.models.deepmd_format import read_deepmd
+from dpsim.models.deepmd.files import read_deepmd
 
 FIXTURES = Path(__file__).parents[2].parent / "shared" / "reference" / "deepmd"
 TABULATED = (

@@ -83,9 +83,17 @@ OTHER_DESCRIPTORS: dict[str, dict[str, Any]] = {
             {"type": "se_e2_r", "rcut": 4.0, "neuron": [4, 8]},
             {"type": "se_e2_a", "rcut": 3.0, "neuron": [4, 8], "axis_neuron": 2, "sel": [1, 1]},
             {"type": "dpa1", "rcut": 4.0, "neuron": [4, 8], "axis_neuron": 2, "attn_layer": 0},
+            {"type": "se_e3", "rcut": 3.0, "neuron": [4, 8]},
         ],
     },
+    "dpa2": {
+        "type": "dpa2",
+        "repinit": {"rcut": 4.0, "neuron": [4, 8], "axis_neuron": 2},
+        "three_body": {"rcut": 3.5},
+        "repformer": {"rcut": 3.0, "nlayers": 2, "g1_dim": 8, "g2_dim": 4, "axis_neuron": 2},
+    },
 }
+AUTO_SEL = {"se_e2_r": [[8, 8]], "hybrid": [[8, 8], [1, 1], 12, [4, 4]], "dpa2": [12, 8, 4]}
 
 
 @pytest.mark.parametrize("name", OTHER_DESCRIPTORS)
@@ -95,14 +103,13 @@ def test_other_descriptors_learn(train_settings: dict[str, Any], tmp_path: Path,
     rows = read_lcurve(tmp_path / "lcurve.csv")
     assert rows[-1]["force_rmse_meV_per_A"] < 0.5 * rows[0]["force_rmse_meV_per_A"]
     trained = load_model(result.best_model)
-    for d in trained.config.descriptor.environments:
-        assert d.sel == {"se_e2_r": [8, 8], "se_e2_a": [1, 1], "dpa1": 12}[d.type]
+    assert [d.sel for d in trained.config.descriptor.environments] == AUTO_SEL[name]
 
 
 def test_each_descriptor_of_a_hybrid_has_its_statistics(train_settings: dict[str, Any]) -> None:
     config = config_of(train_settings, model={**train_settings["model"], "descriptor": OTHER_DESCRIPTORS["hybrid"]})
     model, stats = build_model(config, open_data(config.data, config.model.type_map))
-    assert len(stats) == 3 and model.rcut == 4.0
+    assert len(stats) == 4 and model.rcut == 4.0
     for part, of_part in zip(model.descriptor.members, stats, strict=True):
         np.testing.assert_array_equal(part.dstd, of_part.dstd.astype(np.float32))
     assert not np.array_equal(stats[0].dstd, stats[1].dstd)

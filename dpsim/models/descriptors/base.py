@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from dpsim.errors import ConfigError
 from dpsim.kernels.environment import environment
 from dpsim.kernels.radial import DenseLayer, radial_contract, radial_contract_reference
-from dpsim.models.descriptor_config import SeE2aConfig, SeE2rConfig, SingleConfig
+from dpsim.models.deepmd_conventions import truncate_neighbors
+from dpsim.models.descriptor_config import Environment, SeE2aConfig, SeE2rConfig, TypePair
 from dpsim.models.graph import Graph
 from dpsim.models.nets import MLP
 
@@ -60,17 +61,26 @@ class EnvironmentDescriptor(Descriptor):
     davg: Tensor
     dstd: Tensor
 
-    def __init__(self, config: SingleConfig, n_types: int, deepmd: bool, dtype: torch.dtype):
+    def __init__(
+        self,
+        where: Environment,
+        n_types: int,
+        deepmd: bool,
+        dtype: torch.dtype,
+        *,
+        exclude_types: Sequence[TypePair],
+        protection: float,
+    ):
         super().__init__()
-        self.rcut, self.rcut_smth, self.protection = config.rcut, config.rcut_smth, config.env_protection
-        self.n_types, self.neuron = n_types, config.neuron[-1]
-        sel = config.sel
+        self.rcut, self.rcut_smth, self.protection = where.rcut, where.rcut_smth, protection
+        self.n_types = n_types
+        sel = where.sel
         if sel == "auto":
             raise ConfigError(
                 "`sel` is 'auto'; expected numbers. Training counts the neighbours in its data; give numbers here."
             )
         self.sel: list[int] = list(sel) if isinstance(sel, list) else [sel]
-        self.exclude_types = config.exclude_types
+        self.exclude_types = list(exclude_types)
         self.deepmd = deepmd
         self.n_listed = sum(self.sel)  # DeePMD-kit only: neighbours in the model's list, from which `sel` are taken
         self.register_buffer("davg", torch.zeros(n_types, 4, dtype=dtype))
@@ -79,6 +89,15 @@ class EnvironmentDescriptor(Descriptor):
     @property
     def members(self) -> list[EnvironmentDescriptor]:
         return [self]
+
+    def visible(self, graph: Graph) -> Graph:
+        """The edges it reads: those `listed` that are not of excluded pairs."""
+        return self.listed(graph).without_pairs(self.exclude_types)
+
+    def listed(self, graph: Graph) -> Graph:
+        """The edges within its cutoff; DeePMD-kit: the `sel` nearest of them."""
+        graph = graph.within(self.rcut)
+        return truncate_neighbors(graph, self.sel, self.n_listed) if self.deepmd else graph
 
     def environment(self, graph: Graph) -> tuple[Tensor, Tensor]:
         """Standardised environment rows R~ = (R - davg[t_i]) / dstd[t_i], (n_edges, 4), and the switch w."""
@@ -106,7 +125,12 @@ class PairDescriptor(EnvironmentDescriptor):
         generator: torch.Generator,
         dtype: torch.dtype,
     ):
-        super().__init__(config, len(type_map), deepmd, dtype)
+        super().__init__(
+            *(config, len(type_map), deepmd, dtype),
+            exclude_types=config.exclude_types,
+            protection=config.env_protection,
+        )
+        self.neuron = config.neuron[-1]
         self.one_side = config.type_one_side
         self.nets = nn.ModuleList(
             MLP(1, config.neuron, config.activation, timestep=config.resnet_dt, generator=generator, dtype=dtype)

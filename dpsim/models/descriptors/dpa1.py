@@ -25,12 +25,12 @@ from torch import Tensor, nn
 
 from dpsim.kernels.radial import DenseLayer, attach, embedding, embedding_reference
 from dpsim.kernels.rows import scaled_rows
-from dpsim.models.deepmd_conventions import empty_slots, fading_directions, truncate_neighbors
+from dpsim.models.deepmd_conventions import empty_slots, fading_directions
 from dpsim.models.descriptor_config import Dpa1Config
 from dpsim.models.descriptors.base import EnvironmentDescriptor, square
-from dpsim.models.electron_configuration import electron_configuration
 from dpsim.models.graph import Graph, Segment, compact, pad_rows
 from dpsim.models.nets import MLP, Layer, LayerNorm
+from dpsim.models.type_embedding import TypeEmbedding
 
 SHIFT = 20.0  # of the smooth softmax
 
@@ -90,27 +90,33 @@ class GatedAttention(nn.Module):
 class Dpa1(EnvironmentDescriptor):
     """See the module's docstring for the equations."""
 
-    type_input: Tensor
-
     def __init__(
         self, config: Dpa1Config, type_map: list[str], deepmd: bool, generator: torch.Generator, dtype: torch.dtype
     ):
-        super().__init__(config, len(type_map), deepmd, dtype)
+        super().__init__(
+            *(config, len(type_map), deepmd, dtype),
+            exclude_types=config.exclude_types,
+            protection=config.env_protection,
+        )
+        self.neuron = config.neuron[-1]
         self.one_side, self.smooth, self.concat_tebd = config.type_one_side, config.smooth, config.concat_output_tebd
-        one_hot = torch.eye(self.n_types, dtype=dtype)
-        type_input = electron_configuration(type_map).to(dtype) if config.use_econf_tebd else one_hot
-        self.register_buffer("type_input", type_input, persistent=False)
+        self.type_embedding = TypeEmbedding(
+            *(type_map, config.tebd_dim),
+            econf=config.use_econf_tebd,
+            bias=config.use_tebd_bias,
+            generator=generator,
+            dtype=dtype,
+        )
 
-        def net(n_in: int, widths: list[int], act: str, bias: bool = True, timestep: bool = False) -> MLP:
-            return MLP(n_in, widths, act, bias=bias, timestep=timestep, generator=generator, dtype=dtype)
+        def net(n_in: int) -> MLP:
+            return MLP(
+                n_in, config.neuron, config.activation, timestep=config.resnet_dt, generator=generator, dtype=dtype
+            )
 
-        self.type_embedding = net(type_input.shape[1], [config.tebd_dim], "linear", bias=config.use_tebd_bias)
         n_type_inputs = config.tebd_dim * (1 if self.one_side else 2)
         strip = config.tebd_input_mode == "strip"
-        self.net = net(1 if strip else 1 + n_type_inputs, config.neuron, config.activation, timestep=config.resnet_dt)
-        self.strip_net = (
-            net(n_type_inputs, config.neuron, config.activation, timestep=config.resnet_dt) if strip else None
-        )
+        self.net = net(1 if strip else 1 + n_type_inputs)
+        self.strip_net = net(n_type_inputs) if strip else None
         self.attention = nn.ModuleList(
             GatedAttention(config, self.sel[0], generator, dtype) for _ in range(config.attn_layer)
         )
@@ -119,14 +125,12 @@ class Dpa1(EnvironmentDescriptor):
 
     def forward(self, graph: Graph) -> Tensor:
         """D (n_atoms, dim_out) of the atoms of a graph."""
-        graph = graph.without_pairs(self.exclude_types)
-        if self.deepmd:
-            graph = truncate_neighbors(graph, self.sel, self.n_listed)
-        graph, segments = graph.sorted_by_pair()
+        listed = self.listed(graph)
+        graph, segments = listed.without_pairs(self.exclude_types).sorted_by_pair()
         env, switch = self.environment(graph)
         direction = self.directions(graph) if self.attention else env
-        n_empty = empty_slots(graph, self.sel)[:, 0] if self.deepmd else None
-        types = self.type_embedding(self.type_input)
+        n_empty = empty_slots(listed, self.sel)[:, 0] if self.deepmd else None
+        types = self.type_embedding()
         descriptors = []
         for ti, start, stop in graph.blocks:
             own = [segment for segment in segments if segment.center_type == ti]
@@ -183,20 +187,9 @@ class Dpa1(EnvironmentDescriptor):
 
     def radial_layers(self, ti: int, tj: int, types: Tensor) -> list[DenseLayer]:
         """The embedding net of a pair of types as a net of s~ alone: in concat mode T enters the first bias."""
-        first, *others = self.net.tensors()
         if self.strip_net is not None:
-            return [first, *others]
-        t = types[tj] if self.one_side else torch.cat([types[tj], types[ti]])
-        if first.residual:  # x = [s, T] itself is passed on: make it with a linear layer
-            n = len(first.weight)
-            eye = torch.eye(1, n, dtype=t.dtype, device=t.device)
-            return [DenseLayer(eye, torch.cat([t.new_zeros(1), t]), None, 0, "linear"), first, *others]
-        return [
-            first._replace(
-                weight=first.weight[:1], bias=t @ first.weight[1:] + (0 if first.bias is None else first.bias)
-            ),
-            *others,
-        ]
+            return self.net.tensors()
+        return self.net.of_one_number(types[tj] if self.one_side else torch.cat([types[tj], types[ti]]))
 
     def gate(self, ti: int, tj: int, types: Tensor) -> Tensor | None:
         """N_strip([T_tj, T_ti]), (M,); None in concat mode."""
@@ -206,7 +199,10 @@ class Dpa1(EnvironmentDescriptor):
         return self.strip_net(t[None])[0]
 
     def padding_term(self, ti: int, n_empty: Tensor, first_type: Tensor, types: Tensor) -> Tensor:
-        """DeePMD-kit only: empty slots hold R~_0 = -davg/dstd and the type of the frame's first atom."""
+        """DeePMD-kit only: empty slots hold R~_0 = -davg/dstd and the type of the frame's first atom.
+
+        Slots of excluded pairs are not among them: they hold 0.
+        """
         row = -self.davg[ti] / self.dstd[ti]
         total = row.new_zeros(len(n_empty), 4, self.neuron)
         for t in range(self.n_types):

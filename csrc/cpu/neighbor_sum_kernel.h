@@ -1,0 +1,129 @@
+// Sums of outer products over neighbours, and their two transposes. CPU, any instruction set (see isa.h).
+//
+// Mirrors dpsim/kernels/neighbor_sum.py. Of the form  sum_m sum_k sum_c h[m, k] x[j_m, c] z[i_m, k, c]  over edges m from
+// centre i to row j of x (row m itself where there is no index):
+//   neighbor_sum     z[i, k, c] = sum_{m of i} h[m, k] x[j, c]
+//   neighbor_dot     h[m, k]    = sum_c z[i, k, c] x[j, c]
+//   neighbor_spread  x[j, c]    = sum_{m to j} sum_k h[m, k] z[i, k, c]
+// A thread owns whole centres; sums over rows j are made as scatter.h says. The result is the same from run to run for
+// one number of threads.
+#pragma once
+
+#include "gemm.h"
+#include "parts.h"
+#include "scatter.h"
+
+namespace dpsim {
+namespace DPSIM_ISA {
+
+constexpr int kComponents = 4;  // k at a time, in registers
+
+struct Neighbors {
+  int64_t n_centers, n_rows;
+  const int64_t *offsets, *index;  // index may be null
+  int K, C;
+  int64_t row(int64_t m) const { return index ? index[m] : m; }
+};
+
+// call(k, count) for groups of k, with count as a compile-time constant.
+template <typename Call>
+inline void for_components(int n, Call call) {
+  int k = 0;
+  for (; k + kComponents <= n; k += kComponents) call(k, std::integral_constant<int, kComponents>());
+  if (n - k == 3) call(k, std::integral_constant<int, 3>());
+  if (n - k == 2) call(k, std::integral_constant<int, 2>());
+  if (n - k == 1) call(k, std::integral_constant<int, 1>());
+}
+
+// visit(c, vectors, lanes) for groups of columns: as many whole vectors as a register tile has, then single ones.
+template <typename T, typename F>
+inline void for_column_groups(int n, F visit) {
+  constexpr int wide = kTileVectors * Simd<T>::lanes;
+  const int whole = n / wide * wide;
+  for (int c = 0; c < whole; c += wide) visit(c, std::integral_constant<int, kTileVectors>(), WholeVector<T>());
+  for_vectors<T>(n - whole, [&](int c, auto lanes) { visit(whole + c, std::integral_constant<int, 1>(), lanes); });
+}
+
+template <typename T>
+void neighbor_sum(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
+                  const T* h, const T* x, T* z, int threads) {
+  const Neighbors g{n_centers, n_rows, offsets, index, K, C};
+  constexpr int L = Simd<T>::lanes;
+  for_parts(n_centers, offsets, threads, [&](int, int64_t begin, int64_t end) {
+    for (int64_t i = begin; i < end; ++i)
+      for_components(K, [&](int k, auto count) {
+        for_column_groups<T>(C, [&](int c, auto vectors, auto lanes) {
+          vec_t<T> sum[count()][vectors()] = {};
+          for (int64_t m = offsets[i]; m < offsets[i + 1]; ++m) {
+            const T *row = x + g.row(m) * C + c, *hm = h + m * K + k;
+            vec_t<T> xv[vectors()];
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors(); ++v) xv[v] = lanes.load(row + v * L);
+#pragma GCC unroll 4
+            for (int a = 0; a < count(); ++a)
+#pragma GCC unroll 4
+              for (int v = 0; v < vectors(); ++v) sum[a][v] += hm[a] * xv[v];
+          }
+#pragma GCC unroll 4
+          for (int a = 0; a < count(); ++a)
+#pragma GCC unroll 4
+            for (int v = 0; v < vectors(); ++v) lanes.store(z + (i * K + k + a) * C + c + v * L, sum[a][v]);
+        });
+      });
+  });
+}
+
+template <typename T>
+void neighbor_dot(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
+                  const T* z, const T* x, T* h, int threads) {
+  const Neighbors g{n_centers, n_rows, offsets, index, K, C};
+  constexpr int L = Simd<T>::lanes, kGroup = 16;  // edges whose sums over lanes are made together
+  for_parts(n_centers, offsets, threads, [&](int, int64_t begin, int64_t end) {
+    Buffer<T> sums;  // vectors, to be summed over their lanes
+    sums.zeros(size_t(padded(kGroup * K, L)) * L);
+    int64_t center = begin;
+    for (int64_t first = offsets[begin]; first < offsets[end]; first += kGroup) {
+      const int rows = int(std::min<int64_t>(kGroup, offsets[end] - first));
+      for_rows(first, rows, offsets, center, [&](int r, int64_t m, int64_t i) {
+        const T* row = x + g.row(m) * C;
+        for_components(K, [&](int k, auto count) {
+          const T* zi = z + (i * K + k) * C;
+          vec_t<T> sum[count()] = {};
+          for_vectors<T>(C, [&](int c, auto lanes) {
+            const vec_t<T> xv = lanes.load(row + c);
+            for (int a = 0; a < count(); ++a) sum[a] += lanes.load(zi + a * C + c) * xv;
+          });
+          for (int a = 0; a < count(); ++a) store(sums.data() + size_t(r * K + k + a) * L, sum[a]);
+        });
+      });
+      sums_of_lanes<T>(reinterpret_cast<vec_t<T>*>(sums.data()), rows * K, h + first * K);
+    }
+  });
+}
+
+template <typename T>
+void neighbor_spread(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
+                     const T* h, const T* z, T* x, int threads) {
+  constexpr int L = Simd<T>::lanes;
+  ScatterSums<T> sums(index, n_rows, C, index ? x : nullptr, threads);
+  for_parts(n_centers, offsets, threads, [&](int part, int64_t begin, int64_t end) {
+    T* own = sums.rows(part, offsets[begin], offsets[end]);
+    for (int64_t i = begin; i < end; ++i)
+      for (int64_t m = offsets[i]; m < offsets[i + 1]; ++m) {
+        T* row = index ? own + index[m] * C : x + m * C;
+        for_column_groups<T>(C, [&](int c, auto vectors, auto lanes) {
+          const T *hm = h + m * K, *zi = z + i * K * C + c;
+          vec_t<T> sum[vectors()] = {};
+          if (index)
+            for (int v = 0; v < vectors(); ++v) sum[v] = lanes.load(row + c + v * L);
+          for (int k = 0; k < K; ++k)
+            for (int v = 0; v < vectors(); ++v) sum[v] += hm[k] * lanes.load(zi + k * C + v * L);
+          for (int v = 0; v < vectors(); ++v) lanes.store(row + c + v * L, sum[v]);
+        });
+      }
+  });
+  sums.add_up();
+}
+
+}  // namespace DPSIM_ISA
+}  // namespace dpsim
