@@ -74,6 +74,7 @@ class Side:
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env, cwd=work,
             stderr=(work / "stderr.txt").open("w"), start_new_session=True,
         )  # fmt: skip
+        Path(f"/proc/{process.pid}/oom_score_adj").write_text("1000")  # the first to go if the machine runs out
         side = cls(name, process, work / "stderr.txt", memory_GB)
         if memory_GB is not None:
             limit = int(memory_GB * 1e9)
@@ -93,8 +94,11 @@ class Side:
                     return dict(json.loads(line[len(MARK) :]))
         finally:
             timer.cancel()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self.process.wait(5)
+        killed = self.process.returncode == -signal.SIGKILL
         self.stop()
-        raise WorkerError(self.why())
+        raise WorkerError(self.why(killed))
 
     def ask(self, message: dict[str, Any]) -> dict[str, Any]:
         if self.process.stdin is None:
@@ -109,13 +113,15 @@ class Side:
         self.late = True
         self.stop()
 
-    def why(self) -> str:
+    def why(self, killed: bool) -> str:
         """Why a worker ended."""
         log = self.log.read_text()
         if self.late:
             return f"no answer in {PATIENCE:.0f} s"
         if any(words in log for words in OUT_OF_MEMORY):
             return "out of memory" + (f" at {self.memory_GB:.0f} GB" if self.memory_GB is not None else "")
+        if killed:
+            return "killed: out of memory of the machine"
         return f"{self.name} stopped:\n{log[-3000:]}"
 
     def stop(self) -> None:
@@ -199,14 +205,14 @@ class Turns:
     foreign: list[float] = field(default_factory=list)
 
     @classmethod
-    def planned(cls, side: Side, windows: int, steps: int) -> Turns:
+    def planned(cls, side: Side, windows: int, steps: int, realtime: bool) -> Turns:
         """Warm up (six steps: compilation by the peer's TorchScript), and plan by the time the last step took.
 
         A window is `steps` steps, or what fits into ten seconds; steps longer than that are measured one by one.
         """
         begin = time.perf_counter()
         for _step in range(min(steps, 6)):
-            seconds = side.ask({"do": "steps", "steps": 1})["ms"][0] / 1000
+            seconds = side.window(1, realtime, attempts=1)[0][0] / 1000
             if time.perf_counter() - begin > WINDOW_SECONDS:
                 break
         slow = seconds > WINDOW_SECONDS
@@ -256,7 +262,7 @@ def take_turns(sides: list[Side], steps: int, args: argparse.Namespace) -> dict[
     running: list[Turns] = []
     for side in sides:
         with reported(side, result):
-            running.append(Turns.planned(side, args.windows, steps))
+            running.append(Turns.planned(side, args.windows, steps, args.realtime))
     for k in range(args.windows):
         for turns in running:
             if k < turns.windows and turns.side.name not in result:

@@ -55,7 +55,7 @@ class EvaluatorCalculator(AseCalculator):
         self._evaluator = evaluator
         self._fparam, self._aparam = fparam, aparam
         if (fparam is not None or aparam is not None) and not evaluator.takes_parameters:
-            raise ConfigError(f"`fparam`, `aparam` are {fparam}, {aparam}; expected none, as the model takes none.")
+            raise ConfigError(f"`fparam`, `aparam` are {fparam!r}, {aparam!r}; expected none, as the model takes none.")
         self._type_of_number = _type_table(evaluator.type_map)
 
     @property
@@ -219,6 +219,9 @@ class DPCalculator(EvaluatorCalculator):
             settings["fparam"] = given.tolist()
         evaluator = evaluator_of(resolve_model(model, precision, head), str(device), float(skin))
         super().__init__(evaluator, settings, fparam, aparam)
+        n = self.model.numb_fparam
+        if given is not None and len(given) != n:
+            raise ConfigError(f"`fparam` is {given.tolist()}; expected {n} numbers, which the model takes. Correct it.")
 
     @property
     def model(self) -> Potential:

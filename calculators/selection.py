@@ -37,15 +37,21 @@ def resolve_model(
     return converted
 
 
-def without_parameters(model: Potential, who: str) -> Potential:
-    """The model, if it needs no parameters from `who`, which has none to give. Raises ConfigError."""
-    needs = [f"{n} numbers `{name}`" for name, n in (("fparam", model.numb_fparam), ("aparam", model.numb_aparam)) if n]
+def without_parameters(model: Potential, who: str, given: Sequence[str] = ()) -> Potential:
+    """The model, if it needs no parameters but those `given` from `who`, which has no others. Raises ConfigError."""
     fitting = getattr(getattr(model, "config", None), "fitting", None)
-    if not needs or (not model.numb_aparam and getattr(fitting, "default_fparam", None) is not None):
+    default = ("fparam",) if getattr(fitting, "default_fparam", None) is not None else ()
+    needs = [
+        f"{n} numbers `{name}`"
+        for name, n in (("fparam", model.numb_fparam), ("aparam", model.numb_aparam))
+        if n and name not in (*given, *default)
+    ]
+    if not needs:
         return model
     raise ConfigError(
         f"the model takes {' and '.join(needs)}, which {who} does not give; expected a model without, or with "
-        "`default_fparam`. Use DPCalculator(model, fparam=..., aparam=...), which every engine of dpsim runs."
+        "`default_fparam`. Give `fparam` in a protocol, or use DPCalculator(model, fparam=..., aparam=...), which "
+        "every engine of dpsim runs."
     )
 
 

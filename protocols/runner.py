@@ -58,13 +58,12 @@ class Checked:
 def default_calculator(protocol: Protocol, precision: Precision | None) -> Any:
     """The one place where a protocol's model becomes a calculator: ASE's, as every engine wants it."""
     from dpsim.calculators.ase_calculator import DPCalculator
+    from dpsim.calculators.selection import without_parameters
 
-    return DPCalculator(
-        protocol.model,
-        precision=precision or protocol.precision,
-        device=protocol.device,
-        fparam=protocol.fparam,
-    )
+    precision = precision or protocol.precision
+    calculator = DPCalculator(protocol.model, precision=precision, device=protocol.device, fparam=protocol.fparam)
+    without_parameters(calculator.model, "the protocol", ["fparam"] if protocol.fparam is not None else [])
+    return calculator
 
 
 def run_file(path: str | Path, output: str | Path | None = None) -> RunOutcome:

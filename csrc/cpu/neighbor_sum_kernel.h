@@ -19,7 +19,6 @@ namespace DPSIM_ISA {
 constexpr int kComponents = 4;  // k at a time, in registers
 
 struct Neighbors {
-  int64_t n_centers, n_rows;
   const int64_t *offsets, *index;  // index may be null
   int K, C;
   int64_t row(int64_t m) const { return index ? index[m] : m; }
@@ -44,56 +43,73 @@ inline void for_column_groups(int n, F visit) {
   for_vectors<T>(n - whole, [&](int c, auto lanes) { visit(whole + c, std::integral_constant<int, 1>(), lanes); });
 }
 
-template <typename T>
-void neighbor_sum(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
-                  const T* h, const T* x, T* z, int threads) {
-  const Neighbors g{n_centers, n_rows, offsets, index, K, C};
+// z[i, k .. k + KR, c .. c + NV vectors]
+template <typename T, int KR, int NV, typename Lanes>
+inline void sum_tile(const Neighbors& g, int64_t i, int k, int c, Lanes lanes, const T* h, const T* x, T* z) {
   constexpr int L = Simd<T>::lanes;
+  vec_t<T> sum[KR][NV];
+#pragma GCC unroll 4
+  for (int a = 0; a < KR; ++a)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sum[a][v] = vec_t<T>{};
+  for (int64_t m = g.offsets[i]; m < g.offsets[i + 1]; ++m) {
+    const T *row = x + g.row(m) * g.C + c, *hm = h + m * g.K + k;
+    vec_t<T> xv[NV];
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) xv[v] = lanes.load(row + v * L);
+#pragma GCC unroll 4
+    for (int a = 0; a < KR; ++a)
+#pragma GCC unroll 4
+      for (int v = 0; v < NV; ++v) sum[a][v] += hm[a] * xv[v];
+  }
+#pragma GCC unroll 4
+  for (int a = 0; a < KR; ++a)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) lanes.store(z + (i * g.K + k + a) * g.C + c + v * L, sum[a][v]);
+}
+
+template <typename T>
+void neighbor_sum(int64_t n_centers, const int64_t* offsets, int64_t, const int64_t* index, int K, int C, const T* h,
+                  const T* x, T* z, int threads) {
+  const Neighbors g{offsets, index, K, C};
   for_parts(n_centers, offsets, threads, [&](int, int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i)
       for_components(K, [&](int k, auto count) {
         for_column_groups<T>(C, [&](int c, auto vectors, auto lanes) {
-          vec_t<T> sum[count()][vectors()] = {};
-          for (int64_t m = offsets[i]; m < offsets[i + 1]; ++m) {
-            const T *row = x + g.row(m) * C + c, *hm = h + m * K + k;
-            vec_t<T> xv[vectors()];
-#pragma GCC unroll 4
-            for (int v = 0; v < vectors(); ++v) xv[v] = lanes.load(row + v * L);
-#pragma GCC unroll 4
-            for (int a = 0; a < count(); ++a)
-#pragma GCC unroll 4
-              for (int v = 0; v < vectors(); ++v) sum[a][v] += hm[a] * xv[v];
-          }
-#pragma GCC unroll 4
-          for (int a = 0; a < count(); ++a)
-#pragma GCC unroll 4
-            for (int v = 0; v < vectors(); ++v) lanes.store(z + (i * K + k + a) * C + c + v * L, sum[a][v]);
+          sum_tile<T, count(), vectors()>(g, i, k, c, lanes, h, x, z);
         });
       });
   });
 }
 
+// sum[a] = the vectors whose lanes add up to h[m, k + a], of rows z_i from component k on and a row x_j.
+template <typename T, int KR>
+inline void dot_tile(int C, const T* z, const T* x, T* sum) {
+  vec_t<T> acc[KR];
+#pragma GCC unroll 4
+  for (int a = 0; a < KR; ++a) acc[a] = vec_t<T>{};
+  for_vectors<T>(C, [&](int c, auto lanes) {
+    const vec_t<T> xv = lanes.load(x + c);
+    for (int a = 0; a < KR; ++a) acc[a] += lanes.load(z + a * C + c) * xv;
+  });
+#pragma GCC unroll 4
+  for (int a = 0; a < KR; ++a) store(sum + a * Simd<T>::lanes, acc[a]);
+}
+
 template <typename T>
-void neighbor_dot(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
-                  const T* z, const T* x, T* h, int threads) {
-  const Neighbors g{n_centers, n_rows, offsets, index, K, C};
+void neighbor_dot(int64_t n_centers, const int64_t* offsets, int64_t, const int64_t* index, int K, int C, const T* z,
+                  const T* x, T* h, int threads) {
+  const Neighbors g{offsets, index, K, C};
   constexpr int L = Simd<T>::lanes, kGroup = 16;  // edges whose sums over lanes are made together
   for_parts(n_centers, offsets, threads, [&](int, int64_t begin, int64_t end) {
-    Buffer<T> sums;  // vectors, to be summed over their lanes
+    Buffer<T> sums;  // vectors
     sums.zeros(size_t(padded(kGroup * K, L)) * L);
     int64_t center = begin;
     for (int64_t first = offsets[begin]; first < offsets[end]; first += kGroup) {
       const int rows = int(std::min<int64_t>(kGroup, offsets[end] - first));
       for_rows(first, rows, offsets, center, [&](int r, int64_t m, int64_t i) {
-        const T* row = x + g.row(m) * C;
         for_components(K, [&](int k, auto count) {
-          const T* zi = z + (i * K + k) * C;
-          vec_t<T> sum[count()] = {};
-          for_vectors<T>(C, [&](int c, auto lanes) {
-            const vec_t<T> xv = lanes.load(row + c);
-            for (int a = 0; a < count(); ++a) sum[a] += lanes.load(zi + a * C + c) * xv;
-          });
-          for (int a = 0; a < count(); ++a) store(sums.data() + size_t(r * K + k + a) * L, sum[a]);
+          dot_tile<T, count()>(C, z + (i * K + k) * C, x + g.row(m) * C, sums.data() + size_t(r * K + k) * L);
         });
       });
       sums_of_lanes<T>(reinterpret_cast<vec_t<T>*>(sums.data()), rows * K, h + first * K);
@@ -101,26 +117,33 @@ void neighbor_dot(int64_t n_centers, const int64_t* offsets, int64_t n_rows, con
   });
 }
 
+// to[c .. c + NV vectors] (+)= sum_k h_m[k] z_i[k, c ..]
+template <typename T, int NV, typename Lanes>
+inline void spread_tile(const Neighbors& g, int c, Lanes lanes, const T* hm, const T* zi, T* to) {
+  constexpr int L = Simd<T>::lanes;
+  vec_t<T> sum[NV];
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) sum[v] = g.index ? lanes.load(to + c + v * L) : vec_t<T>{};
+  for (int k = 0; k < g.K; ++k)
+#pragma GCC unroll 4
+    for (int v = 0; v < NV; ++v) sum[v] += hm[k] * lanes.load(zi + k * g.C + c + v * L);
+#pragma GCC unroll 4
+  for (int v = 0; v < NV; ++v) lanes.store(to + c + v * L, sum[v]);
+}
+
 template <typename T>
 void neighbor_spread(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
                      const T* h, const T* z, T* x, int threads) {
-  constexpr int L = Simd<T>::lanes;
+  const Neighbors g{offsets, index, K, C};
   ScatterSums<T> sums(index, n_rows, C, index ? x : nullptr, threads);
   for_parts(n_centers, offsets, threads, [&](int part, int64_t begin, int64_t end) {
-    T* own = sums.rows(part, offsets[begin], offsets[end]);
-    for (int64_t i = begin; i < end; ++i)
-      for (int64_t m = offsets[i]; m < offsets[i + 1]; ++m) {
-        T* row = index ? own + index[m] * C : x + m * C;
-        for_column_groups<T>(C, [&](int c, auto vectors, auto lanes) {
-          const T *hm = h + m * K, *zi = z + i * K * C + c;
-          vec_t<T> sum[vectors()] = {};
-          if (index)
-            for (int v = 0; v < vectors(); ++v) sum[v] = lanes.load(row + c + v * L);
-          for (int k = 0; k < K; ++k)
-            for (int v = 0; v < vectors(); ++v) sum[v] += hm[k] * lanes.load(zi + k * C + v * L);
-          for (int v = 0; v < vectors(); ++v) lanes.store(row + c + v * L, sum[v]);
-        });
-      }
+    T* own = index ? sums.rows(part, offsets[begin], offsets[end]) : x;
+    int64_t center = begin;
+    for_rows(offsets[begin], offsets[end] - offsets[begin], offsets, center, [&](int, int64_t m, int64_t i) {
+      for_column_groups<T>(C, [&](int c, auto vectors, auto lanes) {
+        spread_tile<T, vectors()>(g, c, lanes, h + m * K, z + i * K * C, own + g.row(m) * C);
+      });
+    });
   });
   sums.add_up();
 }

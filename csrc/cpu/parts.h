@@ -16,10 +16,10 @@ inline int64_t first_atom(int64_t n_atoms, const int64_t* offsets, int part, int
 
 // Calls visit(r, edge, atom) for the rows of one block; `atom` is carried from block to block.
 template <typename F>
-inline void for_rows(int64_t first, int rows, const int64_t* offsets, int64_t& atom, F visit) {
-  for (int r = 0; r < rows; ++r) {
+inline void for_rows(int64_t first, int64_t rows, const int64_t* offsets, int64_t& atom, F visit) {
+  for (int64_t r = 0; r < rows; ++r) {
     while (first + r >= offsets[atom + 1]) ++atom;
-    visit(r, first + r, atom);
+    visit(int(r), first + r, atom);
   }
 }
 

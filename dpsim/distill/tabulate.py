@@ -24,7 +24,7 @@ from dpsim.errors import UnsupportedModelError
 from dpsim.kernels.environment import environment_reference
 from dpsim.kernels.radial import DenseLayer, embedding_reference
 from dpsim.models.config import Precision
-from dpsim.models.descriptor_config import Activation, TypePair
+from dpsim.models.descriptor_config import TypePair
 from dpsim.models.descriptors.base import EnvironmentDescriptor
 from dpsim.models.descriptors.dpa1 import Dpa1
 from dpsim.models.descriptors.se_e2_a import SeE2a
@@ -372,7 +372,7 @@ def build_student(
                 LayerConfig(
                     n_in=layer.weight.shape[0],
                     n_out=layer.weight.shape[1],
-                    activation=cast(Activation, layer.activation),
+                    activation=layer.activation,
                     residual=cast(Literal[0, 1, 2], layer.residual),
                     idt=layer.idt is not None,
                     bias=layer.bias is not None,

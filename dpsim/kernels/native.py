@@ -56,6 +56,7 @@ _environment = [c_int64, c_void_p, c_double, c_double, c_double]
 _net = [c_int, c_void_p]  # n_layers, layers
 _edges = [c_int64, c_void_p, c_int, c_void_p, c_void_p]  # n_centers, offsets, channels, env, s
 _rows = [c_int64, c_int, c_int64, c_void_p, c_void_p, c_int, c_double]  # rows, n, ld, x, f, center, eps
+_neighbors = [c_int64, c_void_p, c_int64, c_void_p, c_int, c_int]  # n_centers, offsets, n_rows, index, K, C
 _SIGNATURES = {
     "rows_forward": [*_rows, *[c_void_p] * 1, POINTER(Execution)],
     "rows_backward": [*_rows, *[c_void_p] * 3, POINTER(Execution)],
@@ -63,6 +64,7 @@ _SIGNATURES = {
     "line_graph_forward": [*[c_void_p] * 3, POINTER(Execution)],
     "line_graph_backward": [*[c_void_p] * 4, POINTER(Execution)],
     "line_graph_backward_twice": [*[c_void_p] * 7, POINTER(Execution)],
+    **{f"neighbor_{name}": [*_neighbors, *[c_void_p] * 3, POINTER(Execution)] for name in ("sum", "dot", "spread")},
     "embedding_forward": [c_int64, c_void_p, *_net, *[c_void_p] * 2, POINTER(Execution)],
     "embedding_backward": [c_int64, c_void_p, *_net, *[c_void_p] * 3, POINTER(Execution)],
     "radial_forward": [*_edges, *_net, *[c_void_p] * 3, POINTER(Execution)],

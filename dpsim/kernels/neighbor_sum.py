@@ -20,7 +20,8 @@ Sources: Zhang et al., DPA3 (arXiv:2506.01686), Eqs. 16-19; Zhang et al., DPA-2 
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,10 @@ def neighbor_sum(h: Tensor, x: Tensor, offsets: Tensor, index: Tensor | None = N
     return _Form.apply("sum", h, x, edges)
 
 
-class _Edges(NamedTuple):
+@dataclass
+class _Edges:
+    """What is not differentiated."""
+
     offsets: Tensor
     index: Tensor | None
     n_rows: int

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from dpsim.kernels import native
 from dpsim.kernels.activation import activation, slope
+from dpsim.kernels.neighbor_sum import neighbor_sum_reference
 
 KEEP_BYTES = 256 * 2**20  # G and G' larger than this are evaluated again in the backward pass, not kept
 
@@ -67,14 +68,7 @@ def radial_contract_reference(env: Tensor, s: Tensor, offsets: Tensor, layers: S
     centre i are offsets[i] .. offsets[i + 1]. Returns: A (n_centers, c, M).
     """
     g, _ = embedding_reference(s, layers)
-    count = offsets.diff()
-    width = int(count.max()) if len(count) else 0
-    k = torch.arange(width, device=s.device)
-    slots = torch.where(
-        k < count[:, None], offsets[:-1, None] + k, len(s)
-    )  # rows of equal length, for a batched product
-    env, g = (torch.cat([x, x.new_zeros(1, x.shape[1])])[slots] for x in (env, g))
-    return env.transpose(1, 2) @ g
+    return neighbor_sum_reference(env, g, offsets)
 
 
 def radial_contract(env: Tensor, s: Tensor, offsets: Tensor, layers: Sequence[DenseLayer]) -> Tensor:

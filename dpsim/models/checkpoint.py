@@ -204,8 +204,10 @@ def convert_model(source: str | Path, output: str | Path, head: str | None = Non
         return [f"written to {output}"]
     deepmd.write_deepmd(output, model)
     lines = [f"written to {output}"]
-    if isinstance(model, EnergyModel) and not model.config.deepmd_conventions:
-        sel = ", ".join(f"{e.sel} within {e.rcut:g} A" for e in model.config.descriptor.environments)
+    nets = [m for m in getattr(model, "members", [model]) if isinstance(m, EnergyModel)]
+    environments = [e for m in nets if not m.config.deepmd_conventions for e in m.config.descriptor.environments]
+    if environments:
+        sel = ", ".join(f"{e.sel} within {e.rcut:g} A" for e in environments)
         lines.append(
             f"DeePMD-kit cuts neighbours at `sel` ({sel}) where dpsim does not: it gives the same numbers as long as "
             "no atom has more."

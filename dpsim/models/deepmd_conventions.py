@@ -41,11 +41,13 @@ def listed_in_a_hybrid(sels: list[list[int]]) -> int:
 
 def _nearest(graph: Graph, group: Tensor, limit: list[int]) -> Tensor:
     """True on the edges that are among the limit[group] nearest of their centre and group."""
+    key = graph.center * len(limit) + group
+    count = torch.bincount(key, minlength=graph.n_atoms * len(limit))
+    if bool((count.view(-1, len(limit)) <= torch.tensor(limit, device=count.device)).all()):
+        return torch.ones_like(key, dtype=torch.bool)  # nothing to sort
     distance = torch.linalg.vector_norm(graph.edge_vec.detach(), dim=1)
     by_distance = torch.argsort(distance, stable=True)
-    key = graph.center * len(limit) + group
     order = by_distance[torch.argsort(key[by_distance], stable=True)]
-    count = torch.bincount(key, minlength=graph.n_atoms * len(limit))
     rank = torch.empty_like(order)
     rank[order] = torch.arange(len(order), device=order.device) - (torch.cumsum(count, 0) - count)[key[order]]
     return rank < torch.tensor(limit, device=group.device)[group]

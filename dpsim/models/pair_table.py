@@ -184,7 +184,7 @@ def read_table(path: Path, n_types: int, rcut: float) -> tuple[np.ndarray, np.nd
     n_pairs = n_types * (n_types + 1) // 2
     if data.shape[1] != 1 + n_pairs or len(data) < 4:
         raise DataError(
-            f"`{path}` has {data.shape[0]} rows of {data.shape[1]} numbers; expected 4 or more of {1 + n_pairs}: r, and "
+            f"`{path}` has {data.shape[0]} rows of {data.shape[1]} numbers; expected 4 or more of {1 + n_pairs}: r and "
             f"u of the {n_pairs} pairs of {n_types} types. Correct it, or `type_map`."
         )
     r, u = data[:, 0], data[:, 1:]

@@ -85,7 +85,7 @@ def test_parity(name: str, frame: str) -> None:
 
 
 @needs_fixtures
-@pytest.mark.parametrize("name", ["se_e2_a", "se_atten_l2_strip"])
+@pytest.mark.parametrize("name", ["se_e2_a", "se_atten_l2_strip", "dpa2", "dpa2_strip", "dpa3", "hybrid"])
 def test_single_precision(name: str, tmp_path: Path) -> None:
     save_model(tmp_path / "m.dpsim", read_deepmd(FIXTURES / name / "model.dp"))
     model = load_model(tmp_path / "m.dpsim", precision="float32")
@@ -113,6 +113,8 @@ def as_written(node: Any) -> Any:
         same = {k: as_written(v) for k, v in node.items() if k not in ("set_davg_zero", "ln_eps", "rmax", "vdata")}
         if "activation_function" in same and str(same["activation_function"]).lower() == "linear":
             same["activation_function"] = "none"
+        if same.get("type") == "linear":  # what DeePMD-kit 3.2 writes and cannot read
+            same["type"] = "linear_ener"
         if same.get("type") == "se_atten_v2":
             same |= {"type": "dpa1", "tebd_input_mode": "strip", "smooth_type_embedding": True}
         return same

@@ -47,7 +47,9 @@ def everything(function: Callable[..., tuple[Tensor, Tensor | None]], inputs: In
 
 
 def error(values: list[Tensor], exact: list[Tensor]) -> list[float]:
-    return [float((v.double() - x).abs().max() / x.abs().max().clamp(min=1)) for v, x in zip(values, exact, strict=True)]
+    return [
+        float((v.double() - x).abs().max() / x.abs().max().clamp(min=1)) for v, x in zip(values, exact, strict=True)
+    ]
 
 
 @pytest.fixture

@@ -24,6 +24,8 @@ from dpsim.errors import ConfigError, DataError
 from dpsim.models.checkpoint import load_model, save_model
 from dpsim.models.config import FittingConfig, ModelConfig
 from dpsim.models.energy_model import EnergyModel
+from dpsim.protocols.runner import default_calculator
+from dpsim.protocols.schema import Protocol
 from dpsim.train.config import TrainConfig
 from dpsim.train.evaluate import evaluate
 from dpsim.train.progress import Silent
@@ -279,6 +281,22 @@ def test_other_programs_give_none() -> None:
     with pytest.raises(ConfigError, match="takes 2 numbers `fparam`, which OpenMM does not give"):
         without_parameters(model_of(numb_fparam=2), "OpenMM")
     assert without_parameters(model := model_of(numb_fparam=1, default_fparam=[1.0]), "OpenMM") is model
+
+
+def test_a_protocol_gives_constants(tmp_path: Path) -> None:
+    save_model(tmp_path / "m.dpsim", model_of(numb_fparam=1))
+    plain = {
+        "name": "a",
+        "model": str(tmp_path / "m.dpsim"),
+        "structure": {"file": str(tmp_path / "a.extxyz")},
+        "stages": [{"type": "minimise"}],
+    }
+    calculator = default_calculator(Protocol.model_validate(plain | {"fparam": [1.0]}), None)
+    assert energy_of(calculator, Atoms("OHH", X)) == pytest.approx(energies(model_of(numb_fparam=1), water([1.0]))[0])
+    with pytest.raises(ConfigError, match="takes 1 numbers `fparam`, which the protocol does not give"):
+        default_calculator(Protocol.model_validate(plain), None)
+    with pytest.raises(ConfigError, match=r"`fparam` is \[1.0, 2.0\]; expected 1 numbers"):
+        default_calculator(Protocol.model_validate(plain | {"fparam": [1.0, 2.0]}), None)
 
 
 def test_models_without_them_ignore_those_of_atoms_and_refuse_others() -> None:

@@ -63,6 +63,8 @@ class Checkpoint:
                 if not torch.equal(twin, x):
                     raise ModelFileError(f"`{prefix}{key}` is not what it is a copy of. Get the file again.")
                 del found[key]
+            elif key.endswith("default_fparam_tensor"):  # the settings say it
+                del found[key]
             elif any(name in key.split(".") for name in _TABLES):
                 if x.numel():
                     refuse("a compressed model")

@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dpsim.errors import UnsupportedModelError
 from dpsim.models.deepmd.binding import Binding, Tree
 from dpsim.models.deepmd.dpa1 import DPA1
 from dpsim.models.deepmd.dpa2 import DPA2
@@ -48,18 +49,28 @@ def codec_of(kind: str) -> Codec:
     refuse(f"the descriptor '{kind}'")
 
 
+def write_descriptor(config: Any, target: Target) -> Tree:
+    """Settings as in a portable file, without arrays. Raises UnsupportedModelError where no such file can hold them."""
+    if not any(config.type in codec.kinds for codec in CODECS):
+        raise UnsupportedModelError(
+            f"the model has the descriptor '{config.type}', which DeePMD-kit's files cannot hold; expected another. "
+            "Keep the .dpsim file."
+        )
+    return codec_of(config.type).write(config, target)
+
+
 # A hybrid is a list of the others.
 
 
 def _read(d: Tree) -> HybridConfig:
-    members = d["list"]
-    if any(member["type"] == "hybrid" for member in members):
-        refuse("a hybrid inside a hybrid")
-    return HybridConfig(list=[codec_of(member["type"]).read(member) for member in members])
+    for member in d["list"]:
+        if member["type"] in ("hybrid", "dpa3"):
+            refuse(f"a hybrid with a descriptor '{member['type']}' in it")
+    return HybridConfig(list=[codec_of(member["type"]).read(member) for member in d["list"]])
 
 
 def _write(config: HybridConfig, target: Target) -> Tree:
-    members = [codec_of(member.type).write(member, target) for member in config.list]
+    members = [write_descriptor(member, target) for member in config.list]
     return {"@class": "Descriptor", "type": "hybrid", "@version": 1, "list": members}
 
 

@@ -235,13 +235,23 @@ def _kinds(model: LinearModel) -> list[tuple[ModelKind, Any]]:
 def _write_linear(model: LinearModel) -> Tree:
     config = model.config
     _require_mixed(config.members)
+    members = [kind.write(member) for kind, member in _kinds(model)]
+    for member, own in zip(members, config.members, strict=True):
+        if isinstance(own, PairPotentialConfig) and own.sel is None:
+            member["sel"] = min(_slots_beyond(config, own.rcut), default=_MANY)
     return {
         # DeePMD-kit 3.2 writes "linear" here and reads "linear_ener" only; both are read here.
         **around("linear_ener", config.type_map, config),
         "@version": 3,
-        "models": [kind.write(member) for kind, member in _kinds(model)],
+        "models": members,
         "weights": config.weights,
     }
+
+
+def _slots_beyond(config: LinearConfig, rcut: float) -> list[int]:
+    """`sel` of the networks that reach as far as a table: DeePMD-kit needs as many or fewer for the table."""
+    networks = [member for member in config.members if isinstance(member, ModelConfig)]
+    return [_n_slots(e.sel) for member in networks for e in member.descriptor.environments if e.rcut >= rcut]
 
 
 def _linear_bindings(model: LinearModel) -> list[Binding]:

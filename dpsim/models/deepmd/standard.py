@@ -12,7 +12,7 @@ from dpsim.errors import UnsupportedModelError
 from dpsim.models.config import ModelConfig
 from dpsim.models.deepmd import fitting as fitting_codec
 from dpsim.models.deepmd.binding import Adapted, Binding, Tree
-from dpsim.models.deepmd.codec import codec_of
+from dpsim.models.deepmd.codec import codec_of, write_descriptor
 from dpsim.models.deepmd.settings import Target, pairs, precision, refuse, refuse_newer
 from dpsim.models.energy_model import EnergyModel
 
@@ -59,7 +59,7 @@ def _write(model: EnergyModel) -> Tree:
     target = Target(list(model.type_map), config.precision)
     return {
         **around("standard", config.type_map, config),
-        "descriptor": codec_of(config.descriptor.type).write(config.descriptor, target),
+        "descriptor": write_descriptor(config.descriptor, target),
         "fitting": fitting_codec.write(config, model.fitting, model.descriptor.dim_out, target),
     }
 

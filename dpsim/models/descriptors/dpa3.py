@@ -39,10 +39,11 @@ from dpsim.errors import ConfigError
 from dpsim.kernels.activation import activation
 from dpsim.kernels.environment import environment, exponential_environment
 from dpsim.kernels.line_graph import line_graph_update
+from dpsim.kernels.neighbor_sum import neighbor_sum
 from dpsim.models.deepmd_conventions import among_nearest, truncate_neighbors
 from dpsim.models.descriptor_config import Dpa3Config
 from dpsim.models.descriptors.base import EnvironmentDescriptor
-from dpsim.models.graph import Graph, pad_rows, pairs_within, slots, starts
+from dpsim.models.graph import Graph, pairs_within, starts
 from dpsim.models.nets import Layer
 from dpsim.models.type_embedding import TypeEmbedding
 
@@ -62,19 +63,6 @@ class LineGraph(NamedTuple):
     weight: Tensor
     vertices: Tensor
     center: Tensor
-
-
-class Neighbors(NamedTuple):
-    """What `symm` sums over, a row for each atom: w h / sqrt(e_sel) (n, 3, p), and which edges and atoms (n, p)."""
-
-    h: Tensor
-    edges: Tensor
-    atoms: Tensor
-
-    def symm(self, x: Tensor, which: Tensor, axis_neuron: int) -> Tensor:
-        """symm(x_j) (n, axis_neuron * dim) of rows x[which]."""
-        z = self.h @ x.index_select(0, which.flatten()).view(*which.shape, x.shape[1])
-        return (z[:, :, :axis_neuron].transpose(1, 2) @ z).flatten(1) / 3
 
 
 class Steps(nn.Module):
@@ -165,9 +153,12 @@ class UpdateLayer(nn.Module):
         self.steps = nn.ModuleList(Steps(k, dim, *make) for k, dim in zip(n_updates, (n, e, a, d), strict=False))
 
     def forward(
-        self, v: Sequence[Tensor], series: Sequence[LineGraph], neighbors: Neighbors, left: int, second_order: bool
+        self, v: Sequence[Tensor], series: Sequence[LineGraph], h: Tensor, left: int, second_order: bool
     ) -> list[Tensor]:
-        """v^0, v^1, ... one layer on: of them those of which atoms still hear, `left` layers from the end."""
+        """v^0, v^1, ... one layer on: of them those of which atoms still hear, `left` layers from the end.
+
+        h (n_pairs, 3): w h / sqrt(e_sel) of `symm`.
+        """
         received, new = [], [v[0]]
         for k, graph in enumerate(series[:left], 1):
             vertices, atoms = self.vertices(k, v, graph)
@@ -176,7 +167,7 @@ class UpdateLayer(nn.Module):
             received.append(u)
             if own is not None:
                 new.append(own)
-        new[0] = self.update_atoms(v[0], v[1], received[0], neighbors)
+        new[0] = self.update_atoms(v[0], v[1], received[0], series[0], h)
         for k in range(1, len(new)):
             if k < len(received):
                 new[k] = self.receive(k, new[k], v[k], received[k], series[k].vertices)
@@ -200,16 +191,19 @@ class UpdateLayer(nn.Module):
         nc, ec = self.compressed
         return own[:, :ec], v[0][:, :nc]
 
-    def update_atoms(self, n: Tensor, e: Tensor, u: Tensor, neighbors: Neighbors) -> Tensor:
+    def update_atoms(self, n: Tensor, e: Tensor, u: Tensor, graph: LineGraph, h: Tensor) -> Tensor:
         """n (n_atoms, n_dim) with what atoms say to themselves, symmetrised features, and messages u of pairs."""
-        symmetrised = [
-            neighbors.symm(x, which, self.axis_neuron) for x, which in ((e, neighbors.edges), (n, neighbors.atoms))
-        ]
+        of_pairs, of_atoms = neighbor_sum(h, e, graph.offsets), neighbor_sum(h, n, graph.offsets, graph.beta)
+        symmetrised = torch.cat([self.symm(of_pairs), self.symm(of_atoms)], 1)
         step = self.step(0)
         update = step.values[0] * self.function(self.node_self(n))
-        update = update + step.values[1] * self.function(self.node_sym(torch.cat(symmetrised, 1)))
+        update = update + step.values[1] * self.function(self.node_sym(symmetrised))
         update = update + (step.values[2:] * u.view(len(n), self.heads, -1)).sum(1)
         return (n + update) * step.factor
+
+    def symm(self, z: Tensor) -> Tensor:
+        """z_<^T z / 3 (n_atoms, axis_neuron * dim) of z (n_atoms, 3, dim)."""
+        return (z[:, :, : self.axis_neuron].transpose(1, 2) @ z).flatten(1) / 3
 
     def receive(self, k: int, new: Tensor, old: Tensor, u: Tensor, vertices: Tensor) -> Tensor:
         """new + delta_c phi_u(u): features of edges that are vertices of the next graph, and of those that are not."""
@@ -226,17 +220,18 @@ class Dpa3(EnvironmentDescriptor):
     def __init__(
         self, config: Dpa3Config, type_map: list[str], deepmd: bool, generator: torch.Generator, dtype: torch.dtype
     ):
-        self.reaches = config.environments
-        if any(reach.sel == "auto" for reach in self.reaches):
+        reaches = config.environments
+        if any(reach.sel == "auto" for reach in reaches):
             raise ConfigError(
                 "`e_sel`, `a_sel` or `d_sel` is 'auto'; expected numbers. Training counts the neighbours in its data; "
                 "give numbers here."
             )
         super().__init__(
-            *(self.reaches[0], len(type_map), deepmd, dtype),
+            *(reaches[0], len(type_map), deepmd, dtype),
             exclude_types=config.exclude_types,
             protection=config.env_protection,
         )
+        self.reaches = reaches
         self.sels = [int(reach.sel) for reach in self.reaches]
         reduce = config.sel_reduce_factor if config.use_dynamic_sel else 1.0
         self.normalizers = [(sel / reduce) ** (1.0 if k == 0 else 0.5) for k, sel in enumerate(self.sels)]
@@ -278,12 +273,9 @@ class Dpa3(EnvironmentDescriptor):
         for new, features in self.higher_graphs(graph, bonds, r[bonds]):
             series.append(new)
             v.append(features)
-        table = slots(offsets)
-        h = pad_rows((switch / math.sqrt(self.normalizers[0]))[:, None] * env[:, 1:])[table].transpose(1, 2)
-        edges = table.clamp(min=0)
-        neighbors = Neighbors(h, edges, graph.neighbor[edges])
+        h = (switch / math.sqrt(self.normalizers[0]))[:, None] * env[:, 1:]
         for k, layer in enumerate(self.layers):
-            v = cast(UpdateLayer, layer)(v, series, neighbors, len(self.layers) - k, self.second_order)
+            v = cast(UpdateLayer, layer)(v, series, h, len(self.layers) - k, self.second_order)
         return torch.cat([v[0], types[graph.types]], 1) if self.concat_tebd else v[0]
 
     def visible_bonds(self, graph: Graph) -> tuple[Graph, Tensor, Tensor]:
@@ -325,12 +317,12 @@ class Dpa3(EnvironmentDescriptor):
         order = min(len(self.reaches), len(self.layers))
         if order < 2:
             return
-        center, edge_vec = graph.center[bonds], graph.edge_vec[bonds]
+        center, edge_vec = graph.center[bonds], graph.edge_vec.index_select(0, bonds)
         unit = edge_vec / (r[:, None] + 1e-6)
         ij, im, offsets = pairs_within(center, graph.n_atoms)
         switch = self.rows_and_switch(edge_vec, 2)[1]
-        weight = switch[ij] * switch[im] / self.normalizers[1]
-        cosine = (unit[ij] * unit[im]).sum(1)
+        weight = switch.index_select(0, ij) * switch.index_select(0, im) / self.normalizers[1]
+        cosine = (unit.index_select(0, ij) * unit.index_select(0, im)).sum(1)
         yield LineGraph(offsets, im, weight, bonds, center), self.angular(2, cosine)
         if order < 3:
             return

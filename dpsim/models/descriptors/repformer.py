@@ -58,14 +58,14 @@ class Neighbors(NamedTuple):
         """f_j (n, p, d) of f (n, d)."""
         return f.index_select(0, self.atom.flatten()).view(*self.atom.shape, -1)
 
-    def softmax(self, logits: Tensor, w: Tensor) -> tuple[Tensor, Tensor]:
-        """Attention weights (n, ..., p) and their factor (n, ..., 1): softmax* or softmax+ without the w before it.
+    def softmax(self, logits: Tensor, w: Tensor) -> Tensor:
+        """Attention weights (n, ..., p): softmax* or softmax+ without the w before it.
 
         Args: logits (n, ..., p): w (a + 20), of which the -20 drops out, or a where not smooth; w as long.
         """
         if self.smooth:
             return smooth_softmax(logits, self.n_empty)
-        return torch.softmax(logits.masked_fill(w == 0, NEVER), -1), torch.ones_like(logits[..., :1])
+        return torch.softmax(logits.masked_fill(w == 0, NEVER), -1)
 
 
 class RepformerLayer(nn.Module):
@@ -180,8 +180,8 @@ class AtomAttention(nn.Module):
         key, value = self.key_value.weight.view(d, -1, self.heads).split([self.hidden, d], 1)  # heads are the last axis
         query = self.query(f).view(-1, self.hidden, self.heads) * self.hidden**-0.5
         logits = torch.einsum("ndh,adh->nha", query, key) @ x.transpose(1, 2)  # (n, heads, p)
-        weights, factor = near.softmax((logits + SHIFT) * w if near.smooth else logits, w)
-        gathered = factor * ((weights * w) @ x)
+        weights = near.softmax((logits + SHIFT) * w if near.smooth else logits, w)
+        gathered = (weights * w) @ x
         return self.out(torch.einsum("nha,ach->nhc", gathered, value).flatten(1))
 
 
@@ -203,32 +203,33 @@ class PairAttention(nn.Module):
     def forward(self, g: Tensor, h: Tensor, near: Neighbors) -> tuple[Tensor | None, Tensor | None]:
         """Updates of g (n, p, d) and h (n, p, 3), where there are such."""
         (n, p, d), heads = g.shape, self.heads
-        weights, factor = self.weights(g, h, near)
+        weights = self.weights(g, h, near)
         attended = turned = None
         if self.of_g:
             value = self.value.weight.view(d, d, heads)
             value_out = torch.einsum("ach,cho->hao", value, self.out.weight.view(d, heads, d)).reshape(heads * d, d)
-            gathered = (weights @ g).view(n, p, heads, d) * factor
-            attended = self.norm(nn.functional.linear(gathered.flatten(2), value_out.t(), self.out.bias))
+            gathered = (weights @ g).view(n, heads, p, d).transpose(1, 2).flatten(2)
+            attended = self.norm(nn.functional.linear(gathered, value_out.t(), self.out.bias))
         if self.turn is not None:
-            turned = ((weights @ h).view(n, p, heads, 3) * factor * self.turn.weight).sum(2)
+            turned = ((weights @ h).view(n, heads, p, 3) * self.turn.weight[:, :, None]).sum(1)
         return attended, turned
 
-    def weights(self, g: Tensor, h: Tensor, near: Neighbors) -> tuple[Tensor, Tensor]:
-        """A (n, p * heads, p) without a factor (n, p, heads, 1), the factor."""
+    def weights(self, g: Tensor, h: Tensor, near: Neighbors) -> Tensor:
+        """A (n, heads * p, p)."""
         (n, p, d), heads = g.shape, self.heads
         query, key = self.query_key.weight.view(d, self.hidden, 2, heads).unbind(2)  # heads are the last axis
         query_key = torch.einsum("adh,bdh->ahb", query, key).reshape(d, heads * d) * self.hidden**-0.5
-        logits = ((g @ query_key).view(n, p * heads, d) @ g.transpose(1, 2)).view(n, p, heads, p)
+        queries = (g @ query_key).view(n, p, heads, d).transpose(1, 2).reshape(n, heads * p, d)
+        logits = (queries @ g.transpose(1, 2)).view(n, heads, p, p)
         wh = near.w * h
-        angle = (wh @ wh.transpose(1, 2))[:, :, None]  # w_j w_k h_j.h_k
-        w = (near.w @ near.w.transpose(1, 2))[:, :, None]
+        angle = (wh @ wh.transpose(1, 2))[:, None]  # w_j w_k h_j.h_k
+        w = (near.w @ near.w.transpose(1, 2))[:, None]
         if near.smooth:
             logits = torch.addcmul(SHIFT * w, logits, angle if self.has_gate else w)
         elif self.has_gate:
             logits = logits * angle
-        weights, factor = near.softmax(logits, near.w[:, None].transpose(2, 3))
-        return (weights * (angle * 3**-0.5)).view(n, p * heads, p), factor
+        weights = near.softmax(logits, near.w[:, None].transpose(2, 3))
+        return (weights * (angle * 3**-0.5)).view(n, heads * p, p)
 
 
 def _residual(config: RepformerConfig, width: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Parameter:
