@@ -219,8 +219,7 @@ class DPCalculator(EvaluatorCalculator):
             settings["fparam"] = given.tolist()
         evaluator = evaluator_of(resolve_model(model, precision, head), str(device), float(skin))
         super().__init__(evaluator, settings, fparam, aparam)
-        n = self.model.numb_fparam
-        if given is not None and len(given) != n:
+        if given is not None and len(given) != (n := self.model.numb_fparam):
             raise ConfigError(f"`fparam` is {given.tolist()}; expected {n} numbers, which the model takes. Correct it.")
 
     @property

@@ -105,7 +105,8 @@ class ModelEvaluator(Evaluator):
 
     @property
     def takes_parameters(self) -> bool:
-        return self.calculator.model.numb_fparam + self.calculator.model.numb_aparam > 0
+        model = self.calculator.model  # or a module that only looks like one
+        return any(getattr(model, name, 0) > 0 for name in ("numb_fparam", "numb_aparam"))
 
     def batch(
         self,

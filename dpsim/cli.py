@@ -262,6 +262,9 @@ def doctor() -> None:
 
 def main() -> None:
     """Entry point: errors caused by input become one message; every traceback goes to a file."""
+    from dpsim.kernels.memory import keep_freed_memory
+
+    keep_freed_memory()
     try:
         app()
     except DpsimError as error:

@@ -42,9 +42,11 @@ def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     import torch
 
+    from dpsim.kernels.memory import keep_freed_memory
     from dpsim.train.config import TrainConfig
     from dpsim.train.trainer import Trainer
 
+    keep_freed_memory()  # as `dpsim train` does
     after_import = memory_MiB()["VmRSS"]
     trainer = Trainer(TrainConfig.model_validate(train_config(spec)), Path.cwd(), False, Silent())
     numbers = first_frame(trainer)

@@ -90,9 +90,9 @@ def verdict(results: Results) -> Iterator[str]:
             beaten.append(f"{SETS[name].elements[0]} ({model})")
     pairs = [name for name in SETS if {(name, "dpa1"), (name, "dpa3")} <= forces.keys()]
     better = [name for name in pairs if forces[name, "dpa3"] < forces[name, "dpa1"]]
-    yield f"{len(results)} of {len(SETS) * len(MODELS)} runs are finished. In forces the best of the three models beats"
-    yield f"qSNAP on {', '.join(beaten) or 'none'}; DPA-3 beats DPA-1 on {len(better)} of the {len(pairs)} sets where"
-    yield "both are finished."
+    yield f"{len(results)} of {len(SETS) * len(MODELS)} runs are finished. In forces, the best of the three models"
+    yield f"beats qSNAP on {', '.join(beaten) or 'none'},"
+    yield f"and DPA-3 beats DPA-1 on {len(better)} of the {len(pairs)} sets where both are finished."
 
 
 def errors(results: Results, name: str, model: str, test: str = "", kind: str = "rmse", per: int = 1) -> Pair | None:
@@ -100,7 +100,7 @@ def errors(results: Results, name: str, model: str, test: str = "", kind: str = 
     if (name, model) not in results:
         return None
     e = results[name, model]["test"][test]
-    return e.get(f"force_meV_per_A_{kind}", math.nan), e[f"energy_meV_per_atom_{kind}"] * per
+    return e.get(f"force_meV_per_A_{kind}", math.nan), e.get(f"energy_meV_per_atom_{kind}", math.nan) * per
 
 
 def heading(title: str, columns: list[str]) -> Iterator[str]:
