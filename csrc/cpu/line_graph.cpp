@@ -7,7 +7,7 @@ namespace {
 
 int check(const dpsim_line_graph* g) {
   if (!g || !g->offsets || g->n_alpha < 0 || g->n_beta < 0 || g->offsets[0] != 0)
-    return fail(DPSIM_INVALID_ARGUMENT, "`n_alpha`, `n_beta` or `offsets` is invalid; expected >= 0, and offsets from 0");
+    return fail(DPSIM_INVALID_ARGUMENT, "`n_alpha`, `n_beta` or `offsets` is invalid; expected >= 0 and from 0");
   if (g->n_in < 1 || g->n_conv < 0 || g->n_self < 0 || (g->n_self && g->n_self != g->n_in))
     return fail(DPSIM_INVALID_ARGUMENT, "`n_in, n_conv, n_self` are %d, %d, %d; expected >= 1, >= 0, and 0 or n_in",
                 g->n_in, g->n_conv, g->n_self);

@@ -26,7 +26,7 @@ namespace DPSIM_ISA {
 constexpr int kEdges = 48;  // edges per block: a multiple of the register tile's rows
 static_assert(kEdges % kTileRows == 0);
 
-// ---- the problem -----------------------------------------------------------------------------------------------------
+// ---- the problem --------------------------------------------------------------------------------------------------
 // A row of z has C numbers for messages and S for edges. In memory they lie side by side; in the tiles of this file
 // each section is padded with zeros to whole vectors.
 // The problem in the precision of its arrays, with the weights packed.
@@ -62,7 +62,7 @@ struct LineGraph {
   }
 };
 
-// ---- one block of edges ----------------------------------------------------------------------------------------------
+// ---- one block of edges -------------------------------------------------------------------------------------------
 // x W for rows of x in memory; rows of the last block that are missing are zero.
 template <typename T>
 inline void times_weight(const LineGraph<T>& g, const T* x, int rows, Buffer<T>& spare, T* z) {
@@ -128,7 +128,7 @@ void line_graph_forward(const dpsim_line_graph& arguments, T* u, T* e_new, int t
   });
 }
 
-// ---- sums over edges -------------------------------------------------------------------------------------------------
+// ---- sums over edges ----------------------------------------------------------------------------------------------
 // Sums over all edges, for the gradients of the weight and of the step: in T over some blocks, then in double.
 template <typename T>
 class ParameterSums {

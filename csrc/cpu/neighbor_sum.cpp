@@ -10,8 +10,9 @@ int run_neighbors(int64_t n_centers, const int64_t* offsets, int64_t n_rows, con
                   const dpsim_execution* execution, Call call) {
   return guarded([&]() -> int {
     if (n_centers < 0 || !offsets || offsets[0] != 0 || n_rows < 0 || K < 1 || C < 1)
-      return fail(DPSIM_INVALID_ARGUMENT, "`n_centers, n_rows, K, C` are %lld, %lld, %d, %d; expected >= 0, >= 0, >= 1, "
-                  ">= 1, and offsets from 0", static_cast<long long>(n_centers), static_cast<long long>(n_rows), K, C);
+      return fail(DPSIM_INVALID_ARGUMENT,
+                  "`n_centers, n_rows, K, C` are %lld, %lld, %d, %d; expected >= 0, >= 0, >= 1, >= 1, offsets from 0",
+                  static_cast<long long>(n_centers), static_cast<long long>(n_rows), K, C);
     for (int64_t i = 0; i < n_centers; ++i)
       if (offsets[i + 1] < offsets[i])
         return fail(DPSIM_INVALID_ARGUMENT, "`offsets` falls after centre %lld", static_cast<long long>(i));

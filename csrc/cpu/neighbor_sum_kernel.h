@@ -1,7 +1,7 @@
 // Sums of outer products over neighbours, and their two transposes. CPU, any instruction set (see isa.h).
 //
-// Mirrors dpsim/kernels/neighbor_sum.py. Of the form  sum_m sum_k sum_c h[m, k] x[j_m, c] z[i_m, k, c]  over edges m from
-// centre i to row j of x (row m itself where there is no index):
+// Mirrors dpsim/kernels/neighbor_sum.py. Derivatives of  sum_m sum_k sum_c h[m, k] x[j_m, c] z[i_m, k, c]  over edges m
+// from centre i to row j of x (row m itself where there is no index):
 //   neighbor_sum     z[i, k, c] = sum_{m of i} h[m, k] x[j, c]
 //   neighbor_dot     h[m, k]    = sum_c z[i, k, c] x[j, c]
 //   neighbor_spread  x[j, c]    = sum_{m to j} sum_k h[m, k] z[i, k, c]

@@ -222,8 +222,8 @@ DPSIM_API int dpsim_line_graph_backward_f32(const dpsim_line_graph* graph, const
  * its gradients in the arrays of graph, in u_bar: u_dot, and in e_new_bar: e_new_dot. */
 DPSIM_API int dpsim_line_graph_backward_twice_f32(const dpsim_line_graph* graph, const float* u_bar,
                                                   const float* e_new_bar, const dpsim_line_graph_arrays* tangents,
-                                                  const dpsim_line_graph_arrays* grads, float* u_dot, float* e_new_dot,
-                                                  const dpsim_execution* execution);
+                                                  const dpsim_line_graph_arrays* grads, float* u_dot,
+                                                  float* e_new_dot, const dpsim_execution* execution);
 DPSIM_API int dpsim_line_graph_forward_f64(const dpsim_line_graph* graph, double* u, double* e_new,
                                            const dpsim_execution* execution);
 /* Gradients of sum(u_bar u) + sum(e_new_bar e_new). */
@@ -233,10 +233,10 @@ DPSIM_API int dpsim_line_graph_backward_f64(const dpsim_line_graph* graph, const
  * its gradients in the arrays of graph, in u_bar: u_dot, and in e_new_bar: e_new_dot. */
 DPSIM_API int dpsim_line_graph_backward_twice_f64(const dpsim_line_graph* graph, const double* u_bar,
                                                   const double* e_new_bar, const dpsim_line_graph_arrays* tangents,
-                                                  const dpsim_line_graph_arrays* grads, double* u_dot, double* e_new_dot,
-                                                  const dpsim_execution* execution);
+                                                  const dpsim_line_graph_arrays* grads, double* u_dot,
+                                                  double* e_new_dot, const dpsim_execution* execution);
 
-/* ---- sums over neighbours ---------------------------------------------------------------------------------------------
+/* ---- sums over neighbours -------------------------------------------------------------------------------------------
  * Edges m, sorted by centre i (offsets from 0), lead to row j = index[m] of x, or to row m where index is NULL.
  *     neighbor_sum     z[i, k, c] = sum_{m of i} h[m, k] x[j, c]
  *     neighbor_dot     h[m, k]    = sum_c z[i, k, c] x[j, c]

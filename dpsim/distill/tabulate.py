@@ -182,6 +182,7 @@ def _of_dpa1(d: Dpa1) -> Source:
         slots="shared" if d.deepmd else "none",
         net_products=_products(d.radial_layers(0, 0, types)),
         excluded=d.exclude_types,
+        excluded_counted=bool(d.exclude_types),
     )
 
 

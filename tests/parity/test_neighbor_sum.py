@@ -81,9 +81,14 @@ def test_single_precision_is_as_good_as_the_reference(gathered: bool) -> None:
 @pytest.mark.parametrize("gathered", [True, False])
 def test_against_finite_differences(gathered: bool) -> None:
     h, x, offsets, index = problem(3, 2, torch.float64, gathered, n=6)
-    inputs = (h.requires_grad_(), x.requires_grad_())  # type: ignore[union-attr]
-    assert torch.autograd.gradcheck(lambda h, x: neighbor_sum(h, x, offsets, index), inputs)  # type: ignore[arg-type]
-    assert torch.autograd.gradgradcheck(lambda h, x: neighbor_sum(h, x, offsets, index), inputs)  # type: ignore[arg-type]
+    assert h is not None and x is not None and offsets is not None
+
+    def function(h: Tensor, x: Tensor) -> Tensor:
+        return neighbor_sum(h, x, offsets, index)
+
+    inputs = (h.requires_grad_(), x.requires_grad_())
+    assert torch.autograd.gradcheck(function, inputs)
+    assert torch.autograd.gradgradcheck(function, inputs)
 
 
 def test_no_edges_at_all() -> None:
