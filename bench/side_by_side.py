@@ -267,7 +267,8 @@ def take_turns(sides: list[Side], steps: int, args: argparse.Namespace) -> dict[
         for turns in running:
             if k < turns.windows and turns.side.name not in result:
                 with reported(turns.side, result):
-                    turns.take(args.realtime, 1 if args.quick else MAX_ATTEMPTS)
+                    # At real-time priority others take no core from a side: their share is noted, and that is all.
+                    turns.take(args.realtime, 1 if args.quick or args.realtime else MAX_ATTEMPTS)
     for turns in running:
         if turns.side.name not in result:
             with reported(turns.side, result):
