@@ -52,11 +52,13 @@ struct KernelsOf {
                                     T* u_dot, T* e_new_dot, int threads);
 
   void (*neighbor_sum)(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
-                       const T* h, const T* x, T* z, int threads);
+                      const T* h, const T* x, const T* w, T* z, int threads);
   void (*neighbor_dot)(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
-                       const T* z, const T* x, T* h, int threads);
+                      const T* x, const T* z, const T* w, T* h, int threads);
   void (*neighbor_spread)(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
-                          const T* h, const T* z, T* x, int threads);
+                         const T* h, const T* z, const T* w, T* x, int threads);
+  void (*neighbor_weight)(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
+                         const T* h, const T* x, const T* z, T* w, int threads);
 
   void* (*student_pack)(const Student& student);
   void (*student_unpack)(void* packed);

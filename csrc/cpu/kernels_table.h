@@ -18,6 +18,7 @@ constexpr KernelsOf<T> table() {
           rows_forward<T>,       rows_backward<T>,         rows_backward_twice<T>,
           line_graph_forward<T>, line_graph_backward<T>,   line_graph_backward_twice<T>,
           neighbor_sum<T>,       neighbor_dot<T>,          neighbor_spread<T>,
+          neighbor_weight<T>,
           student_pack<T>,       student_unpack<T>,        student_scratch<T>,
           student_scratch_free<T>, student_scratch_bytes<T>, student_evaluate<T>};
 }

@@ -30,18 +30,19 @@ int run_neighbors(int64_t n_centers, const int64_t* offsets, int64_t n_rows, con
 }  // namespace
 }  // namespace dpsim
 
-#define DPSIM_DEFINE_ONE(name, suffix, T, a, b, result)                                                                \
+#define DPSIM_DEFINE_ONE(name, suffix, T)                                                                              \
   int dpsim_##name##_##suffix(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K,  \
-                              int C, const T* a, const T* b, T* result, const dpsim_execution* execution) {            \
+                              int C, const T* a, const T* b, const T* c, T* result, const dpsim_execution* execution) { \
     return dpsim::run_neighbors<T>(n_centers, offsets, n_rows, index, K, C, execution,                                 \
                                    [=](const auto& k, int threads) {                                                   \
-                                     k.name(n_centers, offsets, n_rows, index, K, C, a, b, result, threads);           \
+                                     k.name(n_centers, offsets, n_rows, index, K, C, a, b, c, result, threads);        \
                                    });                                                                                 \
   }
-#define DPSIM_DEFINE(suffix, T)                       \
-  DPSIM_DEFINE_ONE(neighbor_sum, suffix, T, h, x, z)  \
-  DPSIM_DEFINE_ONE(neighbor_dot, suffix, T, z, x, h)  \
-  DPSIM_DEFINE_ONE(neighbor_spread, suffix, T, h, z, x)
+#define DPSIM_DEFINE(suffix, T)                \
+  DPSIM_DEFINE_ONE(neighbor_sum, suffix, T)    \
+  DPSIM_DEFINE_ONE(neighbor_dot, suffix, T)    \
+  DPSIM_DEFINE_ONE(neighbor_spread, suffix, T) \
+  DPSIM_DEFINE_ONE(neighbor_weight, suffix, T)
 
 DPSIM_DEFINE(f32, float)
 DPSIM_DEFINE(f64, double)

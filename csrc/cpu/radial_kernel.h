@@ -1,11 +1,8 @@
-// The radial embedding net with its derivative, G(s) and G'(s) = dG/ds of a dense tanh net of one input, its
-// contraction with the environment matrix, and every gradient that force training needs. CPU, any instruction set: included once per translation unit (see isa.h).
+// The radial embedding net with its derivative, G(s) and G'(s) = dG/ds of a dense tanh net of one input (radial_net.h),
+// its contraction with the environment matrix, and every gradient that force training needs. CPU, any instruction set:
+// included once per translation unit (see isa.h).
 //
-// Mirrors dpsim/kernels/radial.py::embedding_reference, step by step:
-//   1. z = x W + b, dz = dx W          value and derivative share one matrix product, rows [x; dx]
-//   2. y = tanh z,  dy = (1 - y^2) dz
-//   3. x' = y idt + [x, ..], dx' = dy idt + [dx, ..]
-// A thread owns whole blocks of kRows edges, keeps every layer of a block in cache, reads s, grad_g, grad_dg, and
+// Mirrors dpsim/kernels/radial.py. A thread owns whole blocks of kRows edges, keeps every layer of a block in cache, reads s, grad_g, grad_dg, and
 // writes g, dg of its rows. Parameter gradients are summed per thread and then over threads in order: the result is
 // the same from run to run for one number of threads.
 #pragma once
@@ -17,164 +14,11 @@
 #include <utility>
 #include <vector>
 
-#include "dpsim.h"
-#include "gemm.h"
 #include "parts.h"
+#include "radial_net.h"
 
 namespace dpsim {
 namespace DPSIM_ISA {
-
-constexpr int kRows = 48;  // edges per block: a multiple of the register tile's rows
-
-// ---- the net ---------------------------------------------------------------------------------------------------
-template <typename T>
-struct PackedLayer {
-  int n_in, n_out, ld_in, ld_out, residual;
-  bool has_bias, has_idt;
-  std::vector<T> weight, weight_t, bias, idt;  // rows padded with zeros to a multiple of the lanes
-
-  explicit PackedLayer(const dpsim_layer& layer)
-      : n_in(layer.n_in),
-        n_out(layer.n_out),
-        ld_in(padded(layer.n_in, Simd<T>::lanes)),
-        ld_out(padded(layer.n_out, Simd<T>::lanes)),
-        residual(layer.residual),
-        has_bias(layer.bias != nullptr),
-        has_idt(layer.idt != nullptr),
-        weight(size_t(n_in) * ld_out),
-        weight_t(size_t(n_out) * ld_in),
-        bias(ld_out),
-        idt(ld_out) {
-    const T* w = static_cast<const T*>(layer.weight);
-    for (int i = 0; i < n_in; ++i)
-      for (int o = 0; o < n_out; ++o) {
-        weight[size_t(i) * ld_out + o] = w[size_t(i) * n_out + o];
-        weight_t[size_t(o) * ld_in + i] = w[size_t(i) * n_out + o];
-      }
-    const T *b = static_cast<const T*>(layer.bias), *t = static_cast<const T*>(layer.idt);
-    for (int o = 0; o < n_out; ++o) bias[o] = b ? b[o] : T(0), idt[o] = t ? t[o] : T(1);
-  }
-};
-
-// What one thread needs to push a block through the net: for each layer the stacked inputs [x; dx], y and dz.
-template <typename T>
-struct Workspace {
-  struct PerLayer {
-    std::vector<T> x, y, dz;
-  };
-  std::vector<PerLayer> layers;
-  std::vector<T> out, z, grad, grad_in;
-
-  explicit Workspace(const std::vector<PackedLayer<T>>& net) : layers(net.size()) {
-    size_t widest = Simd<T>::lanes;
-    for (size_t l = 0; l < net.size(); ++l) {
-      layers[l].x.assign(size_t(2 * kRows) * net[l].ld_in, T(0));
-      layers[l].y.assign(size_t(kRows) * net[l].ld_out, T(0));
-      layers[l].dz.assign(size_t(kRows) * net[l].ld_out, T(0));
-      widest = std::max({widest, size_t(net[l].ld_in), size_t(net[l].ld_out)});
-    }
-    for (std::vector<T>* buffer : {&out, &z, &grad, &grad_in}) buffer->assign(2 * kRows * widest, T(0));
-  }
-};
-
-// Forward through one block. Leaves the stacked result [G; G'] in ws.out with leading dimension ld_out of the last.
-template <typename T>
-void forward_block(const std::vector<PackedLayer<T>>& net, const T* s, int rows, Workspace<T>& ws) {
-  constexpr int L = Simd<T>::lanes;
-  const int ld0 = net[0].ld_in;
-  for (int r = 0; r < kRows; ++r) {
-    ws.layers[0].x[size_t(r) * ld0] = r < rows ? s[r] : T(0);
-    ws.layers[0].x[size_t(r + kRows) * ld0] = T(1);
-  }
-  for (size_t l = 0; l < net.size(); ++l) {
-    const PackedLayer<T>& layer = net[l];
-    const int ld = layer.ld_out, ld_in = layer.ld_in;
-    T* x = ws.layers[l].x.data();
-    T* out = l + 1 < net.size() ? ws.layers[l + 1].x.data() : ws.out.data();
-    gemm(2 * kRows, ld, layer.n_in, x, ld_in, layer.weight.data(), ws.z.data(), ld);  // 1.
-    for (int r = 0; r < kRows; ++r) {
-      const T *z = ws.z.data() + size_t(r) * ld, *dz = z + size_t(kRows) * ld;
-      T *y = ws.layers[l].y.data() + size_t(r) * ld, *kept = ws.layers[l].dz.data() + size_t(r) * ld;
-      T *o = out + size_t(r) * ld, *d_o = o + size_t(kRows) * ld;
-      for (int c = 0; c < ld; c += L) {
-        const vec_t<T> yv = tanh_vec<T>(load(z + c) + load(layer.bias.data() + c)), dzv = load(dz + c);
-        const vec_t<T> idt = load(layer.idt.data() + c);
-        store(y + c, yv), store(kept + c, dzv);
-        store(o + c, yv * idt), store(d_o + c, (T(1) - yv * yv) * dzv * idt);  // 2.
-      }
-      const T *xr = x + size_t(r) * ld_in, *dxr = xr + size_t(kRows) * ld_in;
-      for (int part = 0; part < layer.residual; ++part)  // 3.
-        for (int c = 0; c < layer.n_in; ++c) {
-          o[part * layer.n_in + c] += xr[c];
-          d_o[part * layer.n_in + c] += dxr[c];
-        }
-    }
-  }
-}
-
-// Sums of parameter gradients, in the packed layout.
-template <typename T>
-struct ParameterGradients {
-  struct PerLayer {
-    std::vector<T> weight, bias, idt;
-  };
-  std::vector<PerLayer> layers;
-
-  template <typename U>
-  explicit ParameterGradients(const std::vector<PackedLayer<U>>& net) {
-    for (const PackedLayer<U>& l : net)
-      layers.push_back({std::vector<T>(l.weight.size()), std::vector<T>(l.ld_out), std::vector<T>(l.ld_out)});
-  }
-
-  // Adds other to this and sets other to zero.
-  template <typename U>
-  void absorb(ParameterGradients<U>& other) {
-    auto move = [](std::vector<T>& to, std::vector<U>& from) {
-      for (size_t k = 0; k < to.size(); ++k) to[k] += from[k], from[k] = U(0);
-    };
-    for (size_t l = 0; l < layers.size(); ++l) {
-      move(layers[l].weight, other.layers[l].weight);
-      move(layers[l].bias, other.layers[l].bias);
-      move(layers[l].idt, other.layers[l].idt);
-    }
-  }
-};
-
-// Backward through one block, after forward_block; ws.grad holds the stacked gradients [g_bar; dg_bar], padded with 0.
-template <typename T>
-void backward_block(const std::vector<PackedLayer<T>>& net, Workspace<T>& ws, ParameterGradients<T>& sums) {
-  constexpr int L = Simd<T>::lanes;
-  for (int l = int(net.size()) - 1; l >= 0; --l) {
-    const PackedLayer<T>& layer = net[l];
-    const int ld = layer.ld_out, ld_in = layer.ld_in;
-    auto& sum = sums.layers[l];
-    for (int r = 0; r < kRows; ++r) {
-      T *g = ws.grad.data() + size_t(r) * ld, *dg = g + size_t(kRows) * ld;
-      T *gz = ws.z.data() + size_t(r) * ld, *gdz = gz + size_t(kRows) * ld;
-      const T *y = ws.layers[l].y.data() + size_t(r) * ld, *dz = ws.layers[l].dz.data() + size_t(r) * ld;
-      for (int c = 0; c < ld; c += L) {
-        const vec_t<T> yv = load(y + c), dzv = load(dz + c), h = T(1) - yv * yv;
-        vec_t<T> gv = load(g + c), dgv = load(dg + c);
-        if (layer.has_idt) {
-          store(sum.idt.data() + c, load(sum.idt.data() + c) + gv * yv + dgv * h * dzv);
-          const vec_t<T> idt = load(layer.idt.data() + c);
-          gv *= idt, dgv *= idt;
-        }
-        const vec_t<T> gzv = h * (gv - T(2) * yv * dzv * dgv);
-        store(gz + c, gzv), store(gdz + c, h * dgv);
-        store(sum.bias.data() + c, load(sum.bias.data() + c) + gzv);
-      }
-    }
-    gemm_transposed(layer.n_in, ld, 2 * kRows, ws.layers[l].x.data(), ld_in, ws.z.data(), ld, sum.weight.data());
-    if (l == 0) break;
-    gemm(2 * kRows, ld_in, layer.n_out, ws.z.data(), ld, layer.weight_t.data(), ws.grad_in.data(), ld_in);
-    for (int r = 0; r < 2 * kRows; ++r)
-      for (int part = 0; part < layer.residual; ++part)
-        for (int c = 0; c < layer.n_in; ++c)
-          ws.grad_in[size_t(r) * ld_in + c] += ws.grad[size_t(r) * ld + part * layer.n_in + c];
-    std::swap(ws.grad, ws.grad_in);
-  }
-}
 
 template <typename T>
 std::vector<PackedLayer<T>> pack(int n_layers, const dpsim_layer* layers) {
@@ -313,7 +157,7 @@ void parameter_gradients(const std::vector<PackedLayer<T>>& net, const T* s, int
       forward_block(net, s + first, rows, ws);
       std::fill(ws.grad.begin(), ws.grad.begin() + size_t(2 * kRows) * net.back().ld_out, T(0));
       rows_of(first, rows, ws.grad.data());
-      backward_block(net, ws, sums);
+      backward_block(net, rows, ws, sums);
       if (++blocks % kFlush == 0 || first + kRows >= end) totals[part].absorb(sums);
     }
   }

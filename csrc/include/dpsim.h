@@ -241,26 +241,34 @@ DPSIM_API int dpsim_line_graph_backward_twice_f64(const dpsim_line_graph* graph,
  *     neighbor_sum     z[i, k, c] = sum_{m of i} h[m, k] x[j, c]
  *     neighbor_dot     h[m, k]    = sum_c z[i, k, c] x[j, c]
  *     neighbor_spread  x[j, c]    = sum_{m to j} sum_k h[m, k] z[i, k, c]
- * h (n_edges, K), x (n_rows, C), z (n_centers, K, C).
+ * h (n_edges, K), x (n_rows, C), z (n_centers, K, C). With w (K, C), which may be NULL, z is (n_centers, C) and stands
+ * for w[k, c] z[i, c]: the sum is z[i, c] = sum_k w[k, c] sum_m .., and one more function is its derivative in w:
+ *     neighbor_weight  w[k, c]    = sum_i z[i, c] sum_{m of i} h[m, k] x[j, c]
  */
 DPSIM_API int dpsim_neighbor_sum_f32(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
-                                     const int64_t* index, int K, int C, const float* h, const float* x,
+                                     const int64_t* index, int K, int C, const float* h, const float* x, const float* w,
                                      float* z, const dpsim_execution* execution);
 DPSIM_API int dpsim_neighbor_dot_f32(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
-                                     const int64_t* index, int K, int C, const float* z, const float* x,
+                                     const int64_t* index, int K, int C, const float* x, const float* z, const float* w,
                                      float* h, const dpsim_execution* execution);
 DPSIM_API int dpsim_neighbor_spread_f32(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
-                                        const int64_t* index, int K, int C, const float* h, const float* z,
+                                        const int64_t* index, int K, int C, const float* h, const float* z, const float* w,
                                         float* x, const dpsim_execution* execution);
+DPSIM_API int dpsim_neighbor_weight_f32(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
+                                        const int64_t* index, int K, int C, const float* h, const float* x, const float* z,
+                                        float* w, const dpsim_execution* execution);
 DPSIM_API int dpsim_neighbor_sum_f64(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
-                                     const int64_t* index, int K, int C, const double* h, const double* x,
+                                     const int64_t* index, int K, int C, const double* h, const double* x, const double* w,
                                      double* z, const dpsim_execution* execution);
 DPSIM_API int dpsim_neighbor_dot_f64(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
-                                     const int64_t* index, int K, int C, const double* z, const double* x,
+                                     const int64_t* index, int K, int C, const double* x, const double* z, const double* w,
                                      double* h, const dpsim_execution* execution);
 DPSIM_API int dpsim_neighbor_spread_f64(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
-                                        const int64_t* index, int K, int C, const double* h, const double* z,
+                                        const int64_t* index, int K, int C, const double* h, const double* z, const double* w,
                                         double* x, const dpsim_execution* execution);
+DPSIM_API int dpsim_neighbor_weight_f64(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
+                                        const int64_t* index, int K, int C, const double* h, const double* x, const double* z,
+                                        double* w, const dpsim_execution* execution);
 
 /* ---- students: tabulated models --------------------------------------------------------------------------------------
  * A student is a .dpsim file written by `dpsim compress`: tables of the embedding in r, a fitting net per element. The

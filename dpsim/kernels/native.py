@@ -64,7 +64,10 @@ _SIGNATURES = {
     "line_graph_forward": [*[c_void_p] * 3, POINTER(Execution)],
     "line_graph_backward": [*[c_void_p] * 4, POINTER(Execution)],
     "line_graph_backward_twice": [*[c_void_p] * 7, POINTER(Execution)],
-    **{f"neighbor_{name}": [*_neighbors, *[c_void_p] * 3, POINTER(Execution)] for name in ("sum", "dot", "spread")},
+    **{
+        f"neighbor_{name}": [*_neighbors, *[c_void_p] * 4, POINTER(Execution)]
+        for name in ("sum", "dot", "spread", "weight")
+    },
     "embedding_forward": [c_int64, c_void_p, *_net, *[c_void_p] * 2, POINTER(Execution)],
     "embedding_backward": [c_int64, c_void_p, *_net, *[c_void_p] * 3, POINTER(Execution)],
     "radial_forward": [*_edges, *_net, *[c_void_p] * 3, POINTER(Execution)],

@@ -164,6 +164,10 @@ class Slots:
         n, rest = len(self.count), x.shape[1:]
         return x.new_zeros(n * self.width, *rest).index_copy(0, self.place, x).view(n, self.width, *rest)
 
+    def edges(self, x: Tensor) -> Tensor:
+        """x (n_atoms, width, ...) of the slots as (n_edges, ...) of the edges in them."""
+        return x.flatten(0, 1).index_select(0, self.place)
+
 
 class Pairs(NamedTuple):
     """Ordered pairs (first, second) of things, sorted by the first: those of thing m are offsets[m] .. [m + 1].

@@ -10,7 +10,14 @@ from dpsim.kernels import native, radial
 from dpsim.models.nets import MLP
 
 pytestmark = pytest.mark.skipif(native.capabilities().path is None, reason="no native library in this installation")
-NETS = [([25, 50, 100], False), ([25, 50], True), ([7, 14, 14], True), ([1, 2], False), ([16], False)]
+NETS = [
+    ([25, 50, 100], False),
+    ([25, 50], True),
+    ([7, 14, 14], True),
+    ([2, 4, 8], False),
+    ([1, 2], False),
+    ([16], False),
+]
 
 
 def net(widths: list[int], timestep: bool, dtype: torch.dtype) -> MLP:

@@ -24,7 +24,7 @@ from dpsim.models.descriptors.base import Descriptor, EnvironmentDescriptor
 from dpsim.models.descriptors.dpa1 import Dpa1
 from dpsim.models.descriptors.repformer import Neighbors, RepformerLayer
 from dpsim.models.descriptors.three_body import SeE3Tebd
-from dpsim.models.graph import Graph
+from dpsim.models.graph import Graph, starts
 from dpsim.models.nets import Layer
 
 FEW = 1e-4  # added to the number of neighbours, not smooth, as in DeePMD-kit
@@ -54,21 +54,24 @@ class Repformer(EnvironmentDescriptor):
         return f
 
     def pairs(self, graph: Graph) -> tuple[Neighbors, Tensor, Tensor]:
-        """The neighbours in slots, g (n, p, d2) and h (n, p, 3)."""
+        """The neighbours, g (n_edges, d2) and h (n_edges, 3)."""
         graph, slots = self.visible(graph).in_slots()
         rows, switch = self.environment(graph)
         if self.direct_dist:
             r = torch.linalg.vector_norm(graph.edge_vec, dim=1, keepdim=True)
             rows = torch.cat([r, graph.edge_vec], 1) / self.rcut
-        s, h = slots.fill(rows).split([1, 3], -1)
-        w = slots.fill((switch if self.smooth else torch.ones_like(switch))[:, None])
+        s, h = rows.split([1, 3], -1)
+        w = (switch if self.smooth else torch.ones_like(switch))[:, None]
         n = w.new_full((1, 1), self.sel[0]) if self.smooth else slots.count[:, None].to(w.dtype)
         few = 0.0 if self.smooth else FEW
+        norm = 1 / (few + (torch.sqrt(n) if self.use_sqrt else n))
         near = Neighbors(
-            atom=slots.fill(graph.neighbor),
+            atom=graph.neighbor,
+            offsets=starts(slots.count),
+            slots=slots,
             w=w,
             mean=1 / (few + n),
-            norm=1 / (few + (torch.sqrt(n) if self.use_sqrt else n))[..., None],
+            norm=norm if self.smooth else norm[graph.center],
             n_empty=self.sel[0] - slots.width,
             smooth=self.smooth,
         )

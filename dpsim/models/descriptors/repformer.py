@@ -18,7 +18,8 @@ where u are the n updates of x. The softmax runs over `sel` slots: empty ones ha
 shift, and N is the number of neighbours + 1e-4.
 
 Heads share what they look at: with Q K^T, and V W_o, multiplied first, queries meet g itself, and the sum over
-neighbours is one of g. What lies on pairs and is as wide as f exists once, the neighbours' f.
+neighbours is one of g. Nothing that lies on pairs is as wide as f: what meets the neighbours' f is summed at once
+(`dpsim.kernels.neighbor_sum`).
 Source: Zhang et al., npj Comput. Mater. 10, 293 (2024), Eqs. 18-20 and 24-36; w in the sums, N, 1/3, the second factor
 h.h/sqrt(3) and the styles of adding as in DeePMD-kit 3.2.0. The last layer updates f only.
 """
@@ -26,42 +27,60 @@ h.h/sqrt(3) and the styles of adding as in DeePMD-kit 3.2.0. The last layer upda
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dpsim.kernels.activation import activation
+from dpsim.kernels.chunked import chunked
+from dpsim.kernels.neighbor_sum import neighbor_dot, neighbor_sum
 from dpsim.models.descriptor_config import RepformerConfig
+from dpsim.models.graph import Slots
 from dpsim.models.nets import Layer, LayerNorm, smooth_softmax
 
 Linear = Callable[..., Layer]  # linear(n_in, n_out, bias=True) of one generator and dtype
 SHIFT = 20.0  # of the smooth softmax
+CHUNK = 2**17  # attention weights of pairs at a time
 NEVER = -1e30  # the logit of an empty slot where there is no switch
 
 
 class Neighbors(NamedTuple):
-    """The neighbours of each atom in a row of p slots. In empty slots w and h are zero.
+    """The neighbours j of each atom i: edges sorted by i, and the rows of p slots that they fill where all pairs of
+    neighbours of an atom meet.
 
-    atom (n, p): which they are; w (n, p, 1): switch, or 1 where not smooth; mean, norm: what sums of conv and symm are
-    multiplied with, (n or 1, 1) and (n or 1, 1, 1); n_empty: sel - p.
+    atom, offsets: j of each edge; edges of atom i are offsets[i] .. offsets[i + 1]; w (n_edges, 1): switch, or 1 where
+    not smooth; mean (n or 1, 1): what sums of conv are multiplied with; norm (n_edges or 1, 1): those of symm;
+    n_empty: sel - p.
     """
 
     atom: Tensor
+    offsets: Tensor
+    slots: Slots
     w: Tensor
     mean: Tensor
     norm: Tensor
     n_empty: int
     smooth: bool
 
-    def of_atoms(self, f: Tensor) -> Tensor:
-        """f_j (n, p, d) of f (n, d)."""
-        return f.index_select(0, self.atom.flatten()).view(*self.atom.shape, -1)
+    def sum(self, x: Tensor, y: Tensor) -> Tensor:
+        """sum_j x_ij (x) y_ij, (n, k, d). Args: x (n_edges, k), y (n_edges, d)."""
+        return neighbor_sum(x, y, self.offsets)
+
+    def sum_of_atoms(self, x: Tensor, f: Tensor, weight: Tensor | None = None) -> Tensor:
+        """sum_j x_ij (x) f_j, (n, k, d), or with a weight (k, d) sum_j (x_ij W) * f_j, (n, d)."""
+        return neighbor_sum(x, f, self.offsets, self.atom, weight)
+
+    def dot(self, z: Tensor, f: Tensor, weight: Tensor | None = None) -> Tensor:
+        """z_i f_j, (n_edges, k), of z (n, k, d), or with a weight (k, d) W (z_i * f_j) of z (n, d)."""
+        return neighbor_dot(z, f, self.offsets, self.atom, weight)
 
     def softmax(self, logits: Tensor, w: Tensor) -> Tensor:
         """Attention weights (n, ..., p): softmax* or softmax+ without the w before it.
 
-        Args: logits (n, ..., p): w (a + 20), of which the -20 drops out, or a where not smooth; w as long.
+        Args: logits (n, ..., p), 0 in empty slots: w (a + 20), of which the -20 drops out, or a where not smooth;
+        w as long.
         """
         if self.smooth:
             return smooth_softmax(logits, self.n_empty)
@@ -109,44 +128,42 @@ class RepformerLayer(nn.Module):
         self.g1_residual, self.g2_residual, self.h2_residual = vectors(n_f, d1), vectors(n_g, d2), vectors(n_h, 1)
 
     def forward(self, f: Tensor, g: Tensor, h: Tensor, near: Neighbors) -> tuple[Tensor, Tensor, Tensor]:
-        """f (n, d1), g (n, p, d2), h (n, p, 3) after this layer."""
-        x = near.of_atoms(f)
-        new_f = self.add(f, self.updates_of_f(f, x, g, h, near), self.g1_residual)
+        """f (n, d1), g (n_edges, d2), h (n_edges, 3) after this layer."""
+        new_f = self.add(f, self.updates_of_f(f, g, h, near), self.g1_residual)
         if not self.updates_pairs:
             return new_f, g, h
-        of_g, of_h = self.updates_of_pairs(f, x, g, h, near)
+        of_g, of_h = self.updates_of_pairs(f, g, h, near)
         return new_f, self.add(g, of_g, self.g2_residual), self.add(h, of_h, self.h2_residual)
 
-    def updates_of_f(self, f: Tensor, x: Tensor, g: Tensor, h: Tensor, near: Neighbors) -> list[Tensor]:
-        """The updates u of f. Args: x (n, p, d1): f_j."""
+    def updates_of_f(self, f: Tensor, g: Tensor, h: Tensor, near: Neighbors) -> list[Tensor]:
+        """The updates u of f."""
         updates, joined = [], []
         if self.self_mlp is not None:
             updates.append(self.act(self.self_mlp(f)))
         else:
             joined.append(f)
         if self.conv is not None and self.out_conv:
-            updates.append((self.conv(near.w * g) * x).sum(1) * near.mean)
+            updates.append(near.sum_of_atoms(near.w * g, f, self.conv.weight) * near.mean)
         elif self.conv is not None:
-            joined.append((near.w * g * near.of_atoms(self.conv(f))).sum(1) * near.mean)
-        wh = (near.w * h * near.norm).transpose(1, 2)
-        joined += [self.symmetric(wh @ y) for y, has in ((g, self.has_grrg), (x, self.has_drrd)) if has]
+            joined.append(near.sum(near.w, g * self.conv(f)[near.atom])[:, 0] * near.mean)
+        wh = near.w * h * near.norm
+        joined += [self.symmetric(near.sum(wh, g))] if self.has_grrg else []
+        joined += [self.symmetric(near.sum_of_atoms(wh, f))] if self.has_drrd else []
         updates.append(self.act(self.linear1.of_parts(joined)))
         if self.attention is not None:
-            updates.append(self.attention(f, x, near))
+            updates.append(self.attention(f, near))
         return updates
 
     def symmetric(self, a: Tensor) -> Tensor:
         """1/3 H[:, :M']^T H, flattened. Args: H (n, 3, M)."""
         return (a[:, :, : self.axis_neuron].transpose(1, 2) @ a).flatten(1) / 3
 
-    def updates_of_pairs(
-        self, f: Tensor, x: Tensor, g: Tensor, h: Tensor, near: Neighbors
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def updates_of_pairs(self, f: Tensor, g: Tensor, h: Tensor, near: Neighbors) -> tuple[list[Tensor], list[Tensor]]:
         """The updates of g and of h."""
         assert self.linear2 is not None
         of_g, of_h = [self.act(self.linear2(g))], []
         if self.product is not None:
-            of_g.append(near.w * (x @ (f[:, :, None] * self.product.weight)))
+            of_g.append(near.w * near.dot(f, f, self.product.weight.t()))
         if self.pair_attention is not None:
             attended, turned = self.pair_attention(g, h, near)
             of_g += [attended] if attended is not None else []
@@ -174,14 +191,15 @@ class AtomAttention(nn.Module):
         self.key_value = linear(d, (self.hidden + d) * self.heads, bias=False)
         self.out = linear(d * self.heads, d)
 
-    def forward(self, f: Tensor, x: Tensor, near: Neighbors) -> Tensor:
-        """(n, d). Args: f (n, d), x (n, p, d): f_j."""
-        d, w = f.shape[1], near.w.transpose(1, 2)
+    def forward(self, f: Tensor, near: Neighbors) -> Tensor:
+        """(n, d). Args: f (n, d)."""
+        d, w, slots = f.shape[1], near.w, near.slots
         key, value = self.key_value.weight.view(d, -1, self.heads).split([self.hidden, d], 1)  # heads are the last axis
         query = self.query(f).view(-1, self.hidden, self.heads) * self.hidden**-0.5
-        logits = torch.einsum("ndh,adh->nha", query, key) @ x.transpose(1, 2)  # (n, heads, p)
-        weights = near.softmax((logits + SHIFT) * w if near.smooth else logits, w)
-        gathered = (weights * w) @ x
+        logits = near.dot(torch.einsum("ndh,adh->nha", query, key), f)  # (n_edges, heads)
+        logits = slots.fill((logits + SHIFT) * w if near.smooth else logits).transpose(1, 2)
+        weights = slots.edges(near.softmax(logits, slots.fill(w).transpose(1, 2)).transpose(1, 2))
+        gathered = near.sum_of_atoms(weights * w, f)
         return self.out(torch.einsum("nha,ach->nhc", gathered, value).flatten(1))
 
 
@@ -201,35 +219,48 @@ class PairAttention(nn.Module):
         self.turn = linear(self.heads, 1, bias=False) if config.update_h2 else None
 
     def forward(self, g: Tensor, h: Tensor, near: Neighbors) -> tuple[Tensor | None, Tensor | None]:
-        """Updates of g (n, p, d) and h (n, p, 3), where there are such."""
-        (n, p, d), heads = g.shape, self.heads
-        weights = self.weights(g, h, near)
+        """Updates of g (n_edges, d) and h (n_edges, 3), where there are such."""
+        d, heads, p = g.shape[1], self.heads, near.slots.width
+        query, key = self.query_key.weight.view(d, self.hidden, 2, heads).unbind(2)  # heads are the last axis
+        shared = [torch.einsum("adh,bdh->ahb", query, key).reshape(d, heads * d) * self.hidden**-0.5]
+        if self.of_g:
+            value, out = self.value.weight.view(d, d, heads), self.out.weight.view(d, heads, d)
+            shared.append(torch.einsum("ach,cho->hao", value, out).reshape(heads * d, d))
+        if self.turn is not None:
+            shared.append(torch.kron(self.turn.weight, torch.eye(3, dtype=g.dtype, device=g.device)))
+        slots = [near.slots.fill(x) for x in (g, h, near.w)]
+        seen = near.slots.edges(chunked(partial(self.attend, near), slots, shared, CHUNK // (heads * p * p)))
         attended = turned = None
         if self.of_g:
-            value = self.value.weight.view(d, d, heads)
-            value_out = torch.einsum("ach,cho->hao", value, self.out.weight.view(d, heads, d)).reshape(heads * d, d)
-            gathered = (weights @ g).view(n, heads, p, d).transpose(1, 2).flatten(2)
-            attended = self.norm(nn.functional.linear(gathered, value_out.t(), self.out.bias))
+            assert self.out.bias is not None  # it is made with one
+            attended = self.norm(seen[:, :d] + self.out.bias)
         if self.turn is not None:
-            turned = ((weights @ h).view(n, heads, p, 3) * self.turn.weight[:, :, None]).sum(1)
+            turned = seen[:, -3:]
         return attended, turned
 
-    def weights(self, g: Tensor, h: Tensor, near: Neighbors) -> Tensor:
-        """A (n, heads * p, p)."""
+    def attend(self, near: Neighbors, g: Tensor, h: Tensor, w: Tensor, query_key: Tensor, *out: Tensor) -> Tensor:
+        """What the slots of some atoms see, (n, p, d [+ 3]): [sum_k A_jk g_ik V W_o, v sum_k A_jk h_ik], as configured.
+
+        Args: in slots, g (n, p, d), h (n, p, 3), w (n, p, 1); query_key (d, heads * d): Q K^T / sqrt(hidden); out: of
+        what is configured, V W_o (heads * d, d) and v (heads * 3, 3), times the unit matrix.
+        """
         (n, p, d), heads = g.shape, self.heads
-        query, key = self.query_key.weight.view(d, self.hidden, 2, heads).unbind(2)  # heads are the last axis
-        query_key = torch.einsum("adh,bdh->ahb", query, key).reshape(d, heads * d) * self.hidden**-0.5
         queries = (g @ query_key).view(n, p, heads, d).transpose(1, 2).reshape(n, heads * p, d)
         logits = (queries @ g.transpose(1, 2)).view(n, heads, p, p)
-        wh = near.w * h
+        wh = w * h
         angle = (wh @ wh.transpose(1, 2))[:, None]  # w_j w_k h_j.h_k
-        w = (near.w @ near.w.transpose(1, 2))[:, None]
+        ww = (w @ w.transpose(1, 2))[:, None]
         if near.smooth:
-            logits = torch.addcmul(SHIFT * w, logits, angle if self.has_gate else w)
+            logits = torch.addcmul(SHIFT * ww, logits, angle if self.has_gate else ww)
         elif self.has_gate:
             logits = logits * angle
-        weights = near.softmax(logits, near.w[:, None].transpose(2, 3))
-        return (weights * (angle * 3**-0.5)).view(n, heads * p, p)
+        weights = near.softmax(logits, w[:, None].transpose(2, 3)) * (angle * 3**-0.5)
+        weights = weights.view(n, heads * p, p)
+        seen = [
+            (weights @ x).view(n, heads, p, -1).transpose(1, 2).flatten(2) @ of_heads
+            for x, of_heads in zip([g] * self.of_g + [h], out, strict=False)
+        ]
+        return torch.cat(seen, -1) if len(seen) > 1 else seen[0]
 
 
 def _residual(config: RepformerConfig, width: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Parameter:
