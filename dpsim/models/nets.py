@@ -16,6 +16,18 @@ from dpsim.kernels.radial import DenseLayer
 from dpsim.kernels.rows import scaled_rows
 
 
+def normal_parameter(
+    shape: tuple[int, ...], std: float, mean: float, generator: torch.Generator | None, dtype: torch.dtype
+) -> nn.Parameter:
+    """Random numbers, drawn in float64; on the meta device, where a file's will take their place, none are drawn.
+
+    There torch would load its compiler to do so: 70 MiB.
+    """
+    if torch.get_default_device().type == "meta":
+        return nn.Parameter(torch.empty(shape, dtype=dtype))
+    return nn.Parameter((torch.randn(shape, generator=generator, dtype=torch.float64) * std + mean).to(dtype))
+
+
 class Layer(nn.Module):
     """y = act(x W + b) * idt, plus a residual where `resnet` is on and the widths allow it."""
 
@@ -37,8 +49,7 @@ class Layer(nn.Module):
         self.residual = {n_in: 1, 2 * n_in: 2}.get(n_out, 0) if resnet else 0
 
         def normal(shape: tuple[int, ...], std: float, mean: float = 0.0) -> nn.Parameter:
-            value = torch.randn(shape, generator=generator, dtype=torch.float64) * std + mean
-            return nn.Parameter(value.to(dtype))
+            return normal_parameter(shape, std, mean, generator, dtype)
 
         self.weight = normal((n_in, n_out), 1 / math.sqrt(n_in + n_out))
         self.bias = normal((n_out,), 1.0) if bias else None

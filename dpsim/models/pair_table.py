@@ -24,7 +24,6 @@ from pathlib import Path
 import numpy as np
 import torch
 from ase.data import atomic_numbers
-from scipy.interpolate import CubicHermiteSpline, CubicSpline
 from torch import Tensor, nn
 
 from dpsim.data.frame import Batch
@@ -148,6 +147,8 @@ def spline(r: np.ndarray, u: np.ndarray, n_types: int) -> tuple[Grid, np.ndarray
     The slope is 0 at the last point, and the third derivative continuous at the second (DeePMD-kit: slope 0 at the
     first point too, which bends the first intervals). Pairs are counted 00, 01, ..., 11, 12, ...
     """
+    from scipy.interpolate import CubicSpline  # 40 MiB that few models need
+
     step = float((r[-1] - r[0]) / (len(r) - 1))
     c = CubicSpline(step * np.arange(len(r)), u, bc_type=("not-a-knot", (1, np.zeros(u.shape[1])))).c
     c = c.transpose(2, 1, 0) * step ** np.arange(3, -1, -1)
@@ -205,6 +206,8 @@ def read_table(path: Path, n_types: int, rcut: float) -> tuple[np.ndarray, np.nd
 
 def _continued(r: np.ndarray, u: np.ndarray, step: float, rcut: float) -> tuple[np.ndarray, np.ndarray]:
     """A table that ends before rcut, with more points: 0, or a cubic from its last value and slope to 0, 0."""
+    from scipy.interpolate import CubicHermiteSpline
+
     n = int(np.ceil((rcut - r[-1]) / step - 1e-6))
     more = r[-1] + step * np.arange(1, n + 1)
     slope = np.where(u[-1] == 0, 0.0, (u[-1] - u[-2]) / step)

@@ -44,7 +44,7 @@ from dpsim.models.deepmd_conventions import among_nearest, truncate_neighbors
 from dpsim.models.descriptor_config import Dpa3Config
 from dpsim.models.descriptors.base import EnvironmentDescriptor
 from dpsim.models.graph import Graph, pairs_within, starts
-from dpsim.models.nets import Layer
+from dpsim.models.nets import Layer, normal_parameter
 from dpsim.models.type_embedding import TypeEmbedding
 
 if TYPE_CHECKING:
@@ -75,9 +75,8 @@ class Steps(nn.Module):
         self.factor = 1 / math.sqrt(n + 1) if config.update_style == "res_avg" else 1.0
         if config.update_style == "res_residual":
             size = config.update_residual
-            norm = config.update_residual_init == "norm"
-            of_size_one = torch.randn(n, dim, generator=generator, dtype=dtype) if norm else torch.ones(n, dim)
-            self.values = nn.Parameter((size * of_size_one).to(dtype))
+            std, mean = (size, 0.0) if config.update_residual_init == "norm" else (0.0, size)
+            self.values = normal_parameter((n, dim), std, mean, generator, dtype)
         else:
             step = 1.0 if config.update_style == "res_avg" else 1 / math.sqrt(n)
             self.register_buffer("values", torch.full((n, dim), step, dtype=dtype), persistent=False)

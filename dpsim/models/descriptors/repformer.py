@@ -38,7 +38,7 @@ from dpsim.kernels.chunked import chunked
 from dpsim.kernels.neighbor_sum import neighbor_dot, neighbor_sum
 from dpsim.models.descriptor_config import RepformerConfig
 from dpsim.models.graph import Slots
-from dpsim.models.nets import Layer, LayerNorm, smooth_softmax
+from dpsim.models.nets import Layer, LayerNorm, normal_parameter, smooth_softmax
 
 Linear = Callable[..., Layer]  # linear(n_in, n_out, bias=True) of one generator and dtype
 SHIFT = 20.0  # of the smooth softmax
@@ -265,7 +265,6 @@ class PairAttention(nn.Module):
 
 def _residual(config: RepformerConfig, width: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Parameter:
     """The vector r of an update."""
-    r = torch.ones(width, dtype=torch.float64)
-    if config.update_residual_init == "norm":
-        r = torch.randn(width, generator=generator, dtype=torch.float64)
-    return nn.Parameter((r * config.update_residual).to(dtype))
+    size = config.update_residual
+    std, mean = (size, 0.0) if config.update_residual_init == "norm" else (0.0, size)
+    return normal_parameter((width,), std, mean, generator, dtype)
