@@ -13,7 +13,7 @@ from dpsim.errors import ConfigError
 from dpsim.kernels.environment import environment
 from dpsim.kernels.radial import DenseLayer, radial_contract, radial_contract_reference
 from dpsim.models.deepmd_conventions import truncate_neighbors
-from dpsim.models.descriptor_config import Environment, SeE2aConfig, SeE2rConfig, TypePair
+from dpsim.models.descriptor_config import DescriptorConfig, Environment, SeE2aConfig, SeE2rConfig, TypePair
 from dpsim.models.graph import Graph
 from dpsim.models.nets import MLP
 
@@ -133,7 +133,7 @@ class PairDescriptor(EnvironmentDescriptor):
         self.neuron = config.neuron[-1]
         self.one_side = config.type_one_side
         self.nets = nn.ModuleList(
-            MLP(1, config.neuron, config.activation, timestep=config.resnet_dt, generator=generator, dtype=dtype)
+            embedding_net(config, 1, generator, dtype)
             for _ in range(self.n_types if self.one_side else self.n_types**2)
         )
 
@@ -141,6 +141,11 @@ class PairDescriptor(EnvironmentDescriptor):
         """The embedding net N of a pair of types."""
         net = self.nets[neighbor_type if self.one_side else center_type * self.n_types + neighbor_type]
         return cast(MLP, net)
+
+
+def embedding_net(config: DescriptorConfig, n_in: int, generator: torch.Generator, dtype: torch.dtype) -> MLP:
+    """An embedding net N of `n_in` numbers, with the widths and the activation of a descriptor's settings."""
+    return MLP(n_in, config.neuron, config.activation, timestep=config.resnet_dt, generator=generator, dtype=dtype)
 
 
 def square(a: Tensor, axis_neuron: int) -> Tensor:

@@ -27,7 +27,7 @@ from dpsim.kernels.radial import DenseLayer, attach, embedding, embedding_refere
 from dpsim.kernels.rows import scaled_rows
 from dpsim.models.deepmd_conventions import empty_slots, fading_directions
 from dpsim.models.descriptor_config import Dpa1Config
-from dpsim.models.descriptors.base import EnvironmentDescriptor, square
+from dpsim.models.descriptors.base import EnvironmentDescriptor, embedding_net, square
 from dpsim.models.graph import Graph, Segment, compact, pad_rows
 from dpsim.models.nets import MLP, Layer, LayerNorm
 from dpsim.models.type_embedding import TypeEmbedding
@@ -109,9 +109,7 @@ class Dpa1(EnvironmentDescriptor):
         )
 
         def net(n_in: int) -> MLP:
-            return MLP(
-                n_in, config.neuron, config.activation, timestep=config.resnet_dt, generator=generator, dtype=dtype
-            )
+            return embedding_net(config, n_in, generator, dtype)
 
         n_type_inputs = config.tebd_dim * (1 if self.one_side else 2)
         strip = config.tebd_input_mode == "strip"

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from dpsim.models.descriptor_config import SeE3Config, SeE3TebdConfig
-from dpsim.models.descriptors.base import EnvironmentDescriptor
+from dpsim.models.descriptors.base import EnvironmentDescriptor, embedding_net
 from dpsim.models.graph import Graph, starts
 from dpsim.models.nets import MLP
 from dpsim.models.type_embedding import TypeEmbedding
@@ -83,8 +83,7 @@ class SeE3(ThreeBody):
         )
         self.dim_out = config.neuron[-1]
         self.nets = nn.ModuleList(
-            MLP(1, config.neuron, config.activation, timestep=config.resnet_dt, generator=generator, dtype=dtype)
-            for _ in range(self.n_types * (self.n_types + 1) // 2)
+            embedding_net(config, 1, generator, dtype) for _ in range(self.n_types * (self.n_types + 1) // 2)
         )
 
     def net(self, a: int, b: int) -> MLP:
@@ -134,9 +133,7 @@ class SeE3Tebd(ThreeBody):
             )
 
         def net(n_in: int) -> MLP:
-            return MLP(
-                n_in, config.neuron, config.activation, timestep=config.resnet_dt, generator=generator, dtype=dtype
-            )
+            return embedding_net(config, n_in, generator, dtype)
 
         strip = config.tebd_input_mode == "strip"
         self.net = net(1 if strip else 1 + 2 * dim)
