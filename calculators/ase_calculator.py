@@ -187,7 +187,7 @@ class DPCalculator(EvaluatorCalculator):
     Args:
         model: name of a bundled model, path of a .dpsim file or of one of DeePMD-kit's (.dp, .yaml, .json, .pt), or a
             model or student (used as it is, not copied).
-        head: of a checkpoint (.pt) with several; `"checkpoint.pt:head"` says the same.
+        head: of a file with several; `"model.dpsim:head"` says the same.
         precision: "float32" or "float64"; None keeps the model's own.
         device: "cpu", "cuda", ...
         skin: A, >= 0; a speed setting only.
@@ -226,6 +226,11 @@ class DPCalculator(EvaluatorCalculator):
     def model(self) -> Potential:
         """The EnergyModel or Student behind this calculator."""
         return self._evaluator.calculator.model
+
+    @property
+    def models(self) -> list[Potential]:
+        """The model alone; of a committee, its members."""
+        return [self.model]
 
 
 def checked_skin(skin: float) -> None:

@@ -29,9 +29,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsim.calculators.base import calculator_of
 from dpsim.calculators.evaluator import StudentEvaluator
-from dpsim.calculators.selection import Precision, model_name, resolve_model, types_of, without_parameters
+from dpsim.calculators.members import models_name, open_calculator
+from dpsim.calculators.selection import Precision, types_of
 from dpsim.calculators.student import StudentCalculator
 from dpsim.data.frame import Frame, Prediction
 from dpsim.errors import ConfigError, DataError, DpsimError
@@ -40,7 +40,7 @@ from dpsim.units import factor
 if TYPE_CHECKING:
     from ase import Atoms
 
-    from dpsim.models.potential import Potential
+    from dpsim.calculators.members import Models
 
 Array = NDArray[np.float64]
 Answer = tuple[float, Array, Array]  # energy, forces (n, 3), virial (3, 3), atomic units
@@ -68,7 +68,7 @@ class BeadPotential:
 
     Args:
         template: the atoms in i-PI's order: their elements and periodic directions count, their positions do not.
-        model: name of a bundled model, path of a .dpsim file, or a model or student.
+        model: name of a bundled model, path of a .dpsim file, or a model or student; of several, a committee, the mean.
         precision: "float32" or "float64"; None keeps the model's own.
         device: "cpu", "cuda", ...
 
@@ -78,13 +78,13 @@ class BeadPotential:
     def __init__(
         self,
         template: Atoms,
-        model: str | PathLike[str] | Potential = "water-pbe0ts",
+        model: Models = "water-pbe0ts",
         precision: Precision | None = None,
         device: str = "cpu",
     ):
-        self._calculator = calculator_of(without_parameters(resolve_model(model, precision), "i-PI"), device)
+        self._calculator = open_calculator(model, precision, device, who="i-PI")
         self.n_atoms = len(template)
-        self._types = types_of(template.get_chemical_symbols(), self._calculator.type_map, model_name(model))
+        self._types = types_of(template.get_chemical_symbols(), self._calculator.type_map, models_name(model))
         self._pbc = np.array(template.pbc, dtype=bool)
         self._evaluators: list[StudentEvaluator] = []  # one per bead: each has a neighbour list
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsim.calculators.evaluator import Evaluator, evaluator_of
-from dpsim.calculators.selection import Precision, model_name, resolve_model, types_of, without_parameters
+from dpsim.calculators.evaluator import Evaluator
+from dpsim.calculators.members import models_name, open_evaluator
+from dpsim.calculators.selection import Precision, types_of
 from dpsim.errors import ConfigError, MissingDependencyError
 from dpsim.units import factor
 
@@ -27,7 +27,7 @@ except ImportError as error:
     raise MissingDependencyError("openmm", "openmm", "openmm_force") from error
 
 if TYPE_CHECKING:
-    from dpsim.models.potential import Potential
+    from dpsim.calculators.members import Models
 
 _ANGSTROM_PER_NM = float(factor("nm", "A"))
 _KJ_PER_MOL_PER_EV = float(factor("eV", "kJ/mol"))
@@ -37,7 +37,7 @@ _KEPT = 2  # a barostat asks for the energy of the present structure, then of a 
 
 def openmm_force(
     atoms: Topology | Sequence[str],
-    model: str | PathLike[str] | Potential = "water-pbe0ts",
+    model: Models = "water-pbe0ts",
     *,
     particles: Iterable[int] | None = None,
     periodic: bool | None = None,
@@ -49,7 +49,7 @@ def openmm_force(
 
     Args:
         atoms: a Topology, or the element of each particle of the System, such as ["O", "H", "H"].
-        model: name of a bundled model, path of a .dpsim file, or a model or student.
+        model: name of a bundled model, path of a .dpsim file, or a model or student; of several, a committee, the mean.
         particles: indices of the particles that the model describes, alone; default: all.
         periodic: in all three directions, or in none; default: whether the Topology has box vectors.
         precision: "float32" or "float64"; None keeps the model's own.
@@ -70,9 +70,8 @@ def openmm_force(
         if not isinstance(atoms, Topology):
             raise ConfigError("`periodic` is not given; expected True or False where elements are. Pass periodic=...")
         periodic = atoms.getPeriodicBoxVectors() is not None
-    chosen_model = without_parameters(resolve_model(model, precision), "OpenMM")
-    evaluator = evaluator_of(chosen_model, str(device), float(skin))
-    types = types_of(elements, evaluator.calculator.type_map, model_name(model))
+    evaluator = open_evaluator(model, precision, device, skin, who="OpenMM")
+    types = types_of(elements, evaluator.type_map, models_name(model))
     force = openmm.PythonForce(DeepPotential(evaluator, types, periodic))
     force.setUsesPeriodicBoundaryConditions(periodic)
     if chosen is not None:

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dpsim.calculators.base import calculator_of, evaluate_frames
-from dpsim.calculators.selection import Precision, resolve_model
+from dpsim.calculators.base import evaluate_frames
+from dpsim.calculators.members import open_calculator
+from dpsim.calculators.selection import Precision
 from dpsim.data.extxyz import ExtxyzSystem, with_predictions
 from dpsim.data.frame import Frame, Prediction
 from dpsim.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
-    from dpsim.models.potential import Potential
+    from dpsim.calculators.members import Models
 
 
 def predict_file(
-    model: str | Path | Potential,
+    model: Models,
     source: str | Path,
     output: str | Path,
     *,
@@ -29,7 +30,8 @@ def predict_file(
     """Copy an extxyz file with predictions added to each frame: dpsim_energy, dpsim_forces, dpsim_virial, dpsim_stress.
 
     Everything else, REF_* labels above all, stays as it is, to the letter. A virial is given where any direction is
-    periodic, a stress where all are. Memory holds a few frames at a time; `output` appears when it is complete.
+    periodic, a stress where all are. Several models, a committee, give their mean. Memory holds a few frames at a time;
+    `output` appears when it is complete.
 
     Returns: the number of frames.
     Raises: ModelFileError, DataError, ElementError, SimulationError; ConfigError where output is the source itself.
@@ -39,7 +41,7 @@ def predict_file(
         raise DataError(f"`{source}` is no extxyz file; expected structures in one (.extxyz, .xyz). Convert them.")
     if output.resolve() == source.resolve():
         raise ConfigError(f"`output` is {output}, the file with the structures; expected another. Rename it.")
-    calculator = calculator_of(resolve_model(model, precision), device)
+    calculator = open_calculator(model, precision, device)
     system = ExtxyzSystem(source)
     indices = range(len(system))
     output.parent.mkdir(parents=True, exist_ok=True)

@@ -22,13 +22,14 @@ app = typer.Typer(
 )
 
 LOG = "dpsim-error.log"
-MISTAKE, UNEXPECTED, INTERRUPTED = 2, 1, 130  # exit codes
+MISTAKE, UNEXPECTED, WAITING, INTERRUPTED = 2, 1, 3, 130  # exit codes
 
 ProtocolFile = Annotated[Path, typer.Argument(help="A protocol, e.g. from `dpsim template nve`.")]
 ModelName = Annotated[
     str,
     typer.Argument(
-        help="A model file: .dpsim, DeePMD-kit's .dp, .yaml, .json, .pt (.pt:head); or the name of a bundled model."
+        help="A model file: .dpsim, DeePMD-kit's .dp, .yaml, .json, .pt; file:head where it has several; or a bundled "
+        "model's name."
     ),
 ]
 
@@ -73,15 +74,53 @@ def train(
 
 @app.command()
 def test(
-    model: ModelName,
-    data: Annotated[list[Path], typer.Argument(help="Folders (DeePMD npy), HDF5 or extxyz files: one set each.")],
+    model: Annotated[
+        str | None, typer.Argument(help="A model file, file:head, or the name of a bundled model.")
+    ] = None,
+    data: Annotated[
+        list[Path] | None, typer.Argument(help="Folders (DeePMD npy), HDF5 or extxyz files: one set each.")
+    ] = None,
+    table: Annotated[
+        Path | None, typer.Option(help="Instead of both: a file of sets with a model or head and a weight each.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write test.json and parity.png here.")] = None,
     frames: Annotated[int | None, typer.Option(min=1, help="At most this many frames of each set.")] = None,
+    energy_bias: Annotated[
+        list[Path] | None, typer.Option(help="Fit the energy bias to these frames first (zero-shot); may be repeated.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
 ) -> None:
     """Errors of a model on labelled data: energy per atom, forces, virial."""
-    from dpsim.train.testing import check_model
+    from dpsim.config import load_yaml
+    from dpsim.train.testing import SetsConfig, check_model, check_sets
 
-    check_model(model, data, output, max_frames=frames)
+    if table is not None:
+        if model is not None or energy_bias:
+            raise DpsimError("`--table` is given with a model or `--energy-bias`; expected it alone. Name them in it.")
+        config = load_yaml(table, SetsConfig)
+        check_sets(config if frames is None else config.model_copy(update={"frames": frames}), output, device=device)
+        return
+    if model is None or not data:
+        raise DpsimError("`model` or `data` is absent; expected `dpsim test model data...`, or `--table sets.yaml`.")
+    check_model(model, data, output, max_frames=frames, energy_bias=energy_bias or [], device=device)
+
+
+@app.command("learning-curve")
+def learning_curve(
+    config: Annotated[Path, typer.Argument(help="Which runs at which sizes; see docs/fine-tuning.md.")],
+    directory: Annotated[
+        Path | None, typer.Option("--directory", "-d", help="Default: a folder named like the file.")
+    ] = None,
+) -> None:
+    """Train from scratch and fine-tuned at growing numbers of frames, and draw what that saves in data.
+
+    The same command continues after an interruption.
+    """
+    from dpsim.config import load_yaml
+    from dpsim.train.learning_curve import CurveConfig
+    from dpsim.train.learning_curve import learning_curve as draw
+
+    draw(load_yaml(config, CurveConfig), directory or Path(config.stem))
 
 
 @app.command()
@@ -97,6 +136,41 @@ def evaluate(
 
     count = predict_file(model, structures, output, precision=precision, device=device)
     typer.echo(f"{count} structures written to {output}")
+
+
+@app.command()
+def deviation(
+    models: Annotated[
+        list[str], typer.Argument(help="Two or more models: files, file:head, names of bundled ones. A comma does too.")
+    ],
+    structures: Annotated[
+        Path, typer.Argument(help="extxyz, DeePMD npy, HDF5; or the folder of a stage of `dpsim run`.")
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The csv to write: a row per structure.")
+    ] = None,
+    relative: Annotated[float | None, typer.Option(help="eV/A: divide devi_f by |<F>| + this.")] = None,
+    relative_v: Annotated[float | None, typer.Option(help="eV/atom: divide devi_v by |<W>|/N + this.")] = None,
+    label: Annotated[bool, typer.Option("--label", help="Distance from the labels, not from the mean.")] = False,
+    precision: Annotated[Literal["float32", "float64"] | None, typer.Option(help="Default: the models' own.")] = None,
+    device: Annotated[str, typer.Option(help="cpu, cuda, ...")] = "cpu",
+) -> None:
+    """How far models disagree about structures: the model deviation of forces, virial and energy."""
+    from dpsim.protocols.deviation_file import deviation_file
+
+    deviation_file(
+        models,
+        structures,
+        output,
+        relative=relative,
+        relative_v=relative_v,
+        label=label,
+        precision=precision,
+        device=device,
+        console=Console(highlight=False),
+    )
+    if output is not None:
+        typer.echo(f"written to {output}")
 
 
 @app.command()
@@ -155,6 +229,56 @@ def compress(
     typer.echo(f"written to {output}")
 
 
+@app.command()
+def distill(
+    config: Annotated[Path, typer.Argument(help="What to distil, e.g. examples/distillation/distill.yaml.")],
+    directory: Annotated[
+        Path | None, typer.Option("--directory", "-d", help="Default: the distillation's name.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything, show the plan and its cost.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only where the result is.")] = False,
+) -> None:
+    """Make a small model of a teacher: explore, label, train in rounds; compress; test. Run again, it continues.
+
+    Exit code 1: the student is not accepted; 3: frames wait for labels from outside.
+    """
+    from dpsim.config import load_yaml
+    from dpsim.distill.config import DistillConfig
+    from dpsim.distill.loop import distill as run_distillation
+    from dpsim.distill.plan import plan_table
+    from dpsim.distill.progress import Display
+
+    loaded = load_yaml(config, DistillConfig)
+    if dry_run:
+        Console(highlight=False).print(plan_table(loaded))
+        return
+    display = Display(Console(quiet=True) if quiet else None)
+    outcome = run_distillation(loaded, directory or Path(loaded.name), display)
+    if quiet:
+        typer.echo(outcome.message)
+    codes = {"stopped": INTERRUPTED, "waiting": WAITING}
+    if code := codes.get(outcome.state, 1 if outcome.verdict == "FAIL" else 0):
+        raise typer.Exit(code)
+
+
+@app.command()
+def accept(
+    student: ModelName,
+    config: Annotated[Path, typer.Argument(help="What to simulate, and the thresholds.")],
+    teacher: Annotated[str, typer.Option(help='A model, or "package.module:factory" of an ASE calculator.')],
+    directory: Annotated[
+        Path | None, typer.Option("--directory", "-d", help="Default: a folder named like the file.")
+    ] = None,
+    card: Annotated[bool, typer.Option(help="Write the model card into the student's file.")] = True,
+) -> None:
+    """Test a student against its teacher in fresh simulations. Run again, it continues. Exit code 1: not accepted."""
+    from dpsim.distill.accept import accept_file
+
+    acceptance = accept_file(student, teacher, config, directory or Path(config.stem), write_card=card, say=typer.echo)
+    if acceptance.verdict != "PASS":
+        raise typer.Exit(1)
+
+
 def _print_pes_path(asked: bool) -> None:
     """`--pes-path` needs no other argument."""
     if asked:
@@ -198,7 +322,13 @@ def show(
     if as_json:
         typer.echo(json.dumps(header, indent=2, ensure_ascii=False))
     else:
-        Console(highlight=False).print(_as_table(header))
+        console = Console(highlight=False)
+        if isinstance(card := header.get("provenance", {}).get("card"), dict):
+            from dpsim.distill.card import render_card
+
+            console.print(render_card(card))
+            header = {**header, "provenance": {k: v for k, v in header["provenance"].items() if k != "card"}}
+        console.print(_as_table(header))
 
 
 @app.command()
@@ -214,7 +344,7 @@ def schema(
 
 @app.command()
 def template(
-    name: Annotated[str, typer.Argument(help="nve, rdf, nvt, npt or minimise.")],
+    name: Annotated[str, typer.Argument(help="nve, rdf, nvt, npt, minimise or deviation.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: print it.")] = None,
 ) -> None:
     """Print a commented protocol to start from: `dpsim template nve > nve.yaml`."""
@@ -238,11 +368,12 @@ def validate(file: Annotated[Path, typer.Argument(help="A protocol or a training
     from dpsim.config import load_yaml
     from dpsim.protocols.runner import validate_file
     from dpsim.train.config import TrainConfig
+    from dpsim.train.finetune import complete
     from dpsim.train.setup import open_data
 
     if _is_training(file):
         config = load_yaml(file, TrainConfig)
-        open_data(config.data, config.model.type_map)
+        open_data(complete(config, {}))
         typer.echo(f"{file}: a training file, ready for `dpsim train`")
     else:
         validate_file(file)
@@ -296,7 +427,7 @@ def _is_training(file: Path) -> bool:
         keys = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False
-    return isinstance(keys, dict) and "data" in keys and "stages" not in keys
+    return isinstance(keys, dict) and ("data" in keys or "tasks" in keys) and "stages" not in keys
 
 
 def _as_table(header: dict[str, Any]) -> Any:

@@ -15,13 +15,13 @@ import inspect
 import os
 import re
 import typing
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, ValidationError
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler, GetJsonSchemaHandler, TypeAdapter, ValidationError
 from pydantic.functional_validators import AfterValidator
 from pydantic.json_schema import DEFAULT_REF_TEMPLATE, GenerateJsonSchema, JsonSchemaMode
 from pydantic_core import ErrorDetails, PydanticCustomError, core_schema
@@ -59,6 +59,12 @@ class StrictModel(BaseModel):
     ) -> dict[str, Any]:
         """JSON Schema of this configuration, for editors and the docs."""
         return super().model_json_schema(bool(by_alias), ref_template, schema_generator, mode, **options)
+
+
+def schema_of_any(models: Sequence[type[StrictModel]]) -> dict[str, Any]:
+    """JSON Schema of a file that is any one of these configurations."""
+    union: Any = typing.Union[tuple(models)]  # noqa: UP007  # of a list that is known at run time only
+    return TypeAdapter(union).json_schema(schema_generator=_SchemaGenerator)
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,22 @@ def _beside_the_file(path: Path, info: ValidationInfo) -> Path:
 
 FilePath = Annotated[Path, AfterValidator(_beside_the_file)]
 """A path, made absolute; a relative one in a YAML file counts from the folder of that file."""
+
+_MODEL_FILES = (".dpsim", ".dp", ".yaml", ".yml", ".json", ".pt")
+
+
+def _model_beside_the_file(name: str, info: ValidationInfo) -> str:
+    if "," in name:  # several: a committee
+        return ", ".join(_model_beside_the_file(one.strip(), info) for one in name.split(","))
+    folder = (info.context or {}).get("folder")
+    path, colon, head = name.partition(":")
+    if folder is None or not (path.endswith(_MODEL_FILES) or "/" in path):
+        return name
+    return str((folder / Path(path).expanduser()).resolve()) + colon + head
+
+
+ModelName = Annotated[str, AfterValidator(_model_beside_the_file)]
+"""A model: the name of a bundled one, or a file (`file`, `file:head`), made absolute as a `FilePath` is."""
 
 Model = TypeVar("Model", bound=BaseModel)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import platform
+import shutil
 from dataclasses import dataclass
 from typing import Literal
 
@@ -145,6 +146,22 @@ def _models() -> list[Check]:
 
 
 def _extras() -> list[Check]:
-    if importlib.util.find_spec("tensorboard") is None:
-        return [Check("extras", "tensorboard", "missing", "pip install 'dpsim[tensorboard]'")]
-    return [Check("extras", "tensorboard", *_version("tensorboard"))]
+    return [
+        _extra("tensorboard", "tensorboard"),
+        _extra("dask", "workers"),
+        _extra("dask-jobqueue", "workers"),
+        _slurm(),
+    ]
+
+
+def _extra(package: str, extra: str) -> Check:
+    if importlib.util.find_spec(package.replace("-", "_")) is None:
+        return Check("extras", package, "missing", f"pip install 'dpsim[{extra}]'")
+    return Check("extras", package, *_version(package))
+
+
+def _slurm() -> Check:
+    path = shutil.which("sbatch")
+    if path is None:
+        return Check("extras", "Slurm", "missing", "no sbatch on PATH; `workers: {local: n}` uses this machine")
+    return Check("extras", "Slurm", "ok", path)

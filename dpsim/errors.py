@@ -36,6 +36,10 @@ class SimulationError(DpsimError, RuntimeError):
     """Dynamics that had to stop (NaN forces, exploding temperature, ...)."""
 
 
+class WorkersError(DpsimError, RuntimeError):
+    """Work that nobody could be found for (Slurm refuses the jobs, they end at once, ...)."""
+
+
 class MissingDependencyError(DpsimError, ImportError):
     """An optional package is not installed; names the extra that brings it."""
 

@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from dpsim.engines.observer import Observer
 from dpsim.errors import ConfigError
 from dpsim.units import BOLTZMANN_EV_PER_K
 
@@ -117,13 +118,17 @@ class Progress:
 
 @dataclass(frozen=True)
 class StageResult:
-    """How a stage ended: `finished` is False after a request to stop. wall_seconds: of all its runs together."""
+    """How a stage ended: `finished` is False after a request to stop. wall_seconds: of all its runs together.
+
+    ended_early: why an observer ended it before its last step; it is finished then, and is not continued.
+    """
 
     state: State
     step: int
     finished: bool
     wall_seconds: float
     ns_per_day: float
+    ended_early: str | None = None
 
 
 @dataclass(frozen=True)
@@ -139,6 +144,7 @@ class RunControl:
     should_stop: Callable[[], bool] = lambda: False
     checkpoint_seconds: float = 15.0
     identity: dict[str, Any] | None = None  # what, besides the settings, must be unchanged to continue (model, ...)
+    observers: tuple[Observer, ...] = ()
 
 
 @runtime_checkable
@@ -185,7 +191,7 @@ class Engine(ABC):
             calculator: as this engine wants it.
             stage: what to do.
             directory: the stage's own; thermo.csv, trajectory.trr, topology.pdb and restart.npz are kept there.
-            control: seed, monitor, and when to stop or save.
+            control: seed, monitor, observers, and when to stop or save.
 
         Returns:
             StageResult.

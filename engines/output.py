@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpsim.engines.base import Array, RunControl, StageSettings, State
+from dpsim.engines.observer import Record
 from dpsim.errors import ConfigError, DataError
 from dpsim.trajectory import TrajectoryWriter, open_truncated, write_topology
 
@@ -45,7 +46,8 @@ class Checkpoint:
     """Everything needed to go on after `step` steps as if nothing had happened.
 
     integrator, calculator: arrays that they need besides the state; generator: state of the random number generator;
-    settings: the stage's settings and the identity of the run; *_bytes: lengths of the output files at this step.
+    settings: the stage's settings and the identity of the run; *_bytes: lengths of the output files at this step;
+    ended_early: why an observer ended the stage; records: what each observer keeps, by its name.
     """
 
     step: int
@@ -58,6 +60,8 @@ class Checkpoint:
     thermo_bytes: int = 0
     trajectory_bytes: int = 0
     wall_seconds: float = 0.0
+    ended_early: str | None = None
+    records: dict[str, Record] = field(default_factory=dict)
 
 
 def stage_settings(stage: StageSettings, control: RunControl) -> dict[str, Any]:
@@ -77,6 +81,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "thermo_bytes": checkpoint.thermo_bytes,
         "trajectory_bytes": checkpoint.trajectory_bytes,
         "wall_seconds": checkpoint.wall_seconds,
+        "ended_early": checkpoint.ended_early,
+        "records": checkpoint.records,
     }
     arrays: dict[str, NDArray[Any]] = {
         f"{owner}:{key}": value for owner in _OWNERS for key, value in getattr(checkpoint, owner).items()
@@ -136,6 +142,37 @@ def require_same_settings(directory: Path, old: Mapping[str, Any], new: Mapping[
         )
 
 
+class Log:
+    """A text file that only grows. Its length belongs into the checkpoint, and going on cuts the file to it.
+
+    Args: path: the file; length: bytes to keep of it, None to begin it with `header`.
+    Raises: DataError: it is shorter than `length`.
+    """
+
+    def __init__(self, path: Path, length: int | None, header: str = ""):
+        if length is None:
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
+            self.write(header)
+        else:
+            self._file = open_truncated(path, length)
+            os.lseek(self._file, 0, os.SEEK_END)
+
+    def write(self, text: str) -> None:
+        """Append to the file, all of it."""
+        data = text.encode()
+        while data:
+            data = data[os.write(self._file, data) :]
+
+    def sync(self) -> int:
+        """Wait until everything written is on the disk. Returns the length, bytes."""
+        os.fsync(self._file)
+        return os.lseek(self._file, 0, os.SEEK_END)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._file)
+
+
 class StageOutput:
     """The open files of one stage."""
 
@@ -144,18 +181,15 @@ class StageOutput:
         self.directory = directory
         if checkpoint is None:
             write_topology(directory / TOPOLOGY, symbols, state.positions, state.cell)
-            self._thermo = os.open(directory / THERMO, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o644)
-            self._thermo_bytes = os.write(self._thermo, (",".join(THERMO_COLUMNS) + "\n").encode())
+            self._thermo = Log(directory / THERMO, None, ",".join(THERMO_COLUMNS) + "\n")
             self._trajectory = TrajectoryWriter(directory / TRAJECTORY, state.n_atoms)
         else:
-            self._thermo = open_truncated(directory / THERMO, checkpoint.thermo_bytes)
-            self._thermo_bytes = os.lseek(self._thermo, 0, os.SEEK_END)
+            self._thermo = Log(directory / THERMO, checkpoint.thermo_bytes)
             self._trajectory = TrajectoryWriter(directory / TRAJECTORY, state.n_atoms, checkpoint.trajectory_bytes)
 
     def row(self, step: int, *values: float) -> None:
         """One row of thermo.csv, in the order of THERMO_COLUMNS; numbers in full precision."""
-        line = ",".join([str(step), *(repr(float(v)) for v in values)]) + "\n"
-        self._thermo_bytes += os.write(self._thermo, line.encode())
+        self._thermo.write(",".join([str(step), *(repr(float(v)) for v in values)]) + "\n")
 
     def frame(self, step: int, time_ps: float, state: State, forces: Array) -> None:
         """One frame of the trajectory."""
@@ -165,9 +199,8 @@ class StageOutput:
 
     def save(self, checkpoint: Checkpoint) -> None:
         """A checkpoint that what was written so far belongs to."""
-        os.fsync(self._thermo)
         self._trajectory.sync()
-        checkpoint.thermo_bytes = self._thermo_bytes
+        checkpoint.thermo_bytes = self._thermo.sync()
         checkpoint.trajectory_bytes = self._trajectory.offset
         if checkpoint.step == 0:
             save_checkpoint(self.directory / START, checkpoint)
@@ -175,18 +208,23 @@ class StageOutput:
 
     def close(self) -> None:
         """Close the files."""
-        os.close(self._thermo)
+        self._thermo.close()
         self._trajectory.close()
 
 
 def read_thermo(path: str | os.PathLike[str]) -> dict[str, Array]:
     """The columns of a thermo.csv; a last line that is still being written is left out. Raises DataError."""
+    return read_columns(path, THERMO_COLUMNS)
+
+
+def read_columns(path: str | os.PathLike[str], columns: Sequence[str]) -> dict[str, Array]:
+    """The columns of a table of numbers that a stage writes, likewise."""
     try:
         text = Path(path).read_text()
     except OSError as error:
-        raise DataError(f"`{path}` cannot be read ({error}); expected the thermo.csv of a stage.") from error
+        raise DataError(f"`{path}` cannot be read ({error}); expected the {Path(path).name} of a stage.") from error
     header, *rows = text[: text.rfind("\n") + 1].splitlines() or [""]
-    if header != ",".join(THERMO_COLUMNS):
-        raise DataError(f"`{path}` begins with {header[:60]!r}; expected {','.join(THERMO_COLUMNS)}.")
-    table = np.array([row.split(",") for row in rows], dtype=np.float64).reshape(-1, len(THERMO_COLUMNS))
-    return dict(zip(THERMO_COLUMNS, table.T, strict=True))
+    if header != ",".join(columns):
+        raise DataError(f"`{path}` begins with {header[:60]!r}; expected {','.join(columns)}.")
+    table = np.array([row.split(",") for row in rows], dtype=np.float64).reshape(-1, len(columns))
+    return dict(zip(columns, table.T, strict=True))

@@ -25,6 +25,7 @@ from dpsim.engines.base import (
     State,
     generator,
 )
+from dpsim.engines.observer import Recorder
 from dpsim.engines.output import (
     RESTART,
     Checkpoint,
@@ -67,6 +68,7 @@ class StageRun(ABC):
         saved = load_checkpoint(directory / RESTART)
         if saved is not None:
             require_same_settings(directory, saved.settings, self.settings, saved.step)
+        self.fresh = saved is None
         self.random = generator(control.seed, f"{control.name}/thermostat")
         self.calculator = calculator
         if isinstance(calculator, Remembers):
@@ -76,8 +78,9 @@ class StageRun(ABC):
         self.inverse_mass = 1.0 / start.masses[:, None]
         self.step = self.first_step = self.saved_step = 0 if saved is None else saved.step
         self.finished = False if saved is None else saved.finished and saved.step == stage.n_steps
-        if saved is not None and saved.finished and stage.kind == "minimise":
-            self.finished = True  # converged before its last step
+        self.ended_early = None if saved is None else saved.ended_early
+        if self.ended_early or (saved is not None and saved.finished and stage.kind == "minimise"):
+            self.finished = True  # by an observer, or converged before its last step
         self.wall_before = 0.0 if saved is None else saved.wall_seconds
         self.started = time.monotonic()
         self.output = StageOutput(directory, [chemical_symbols[z] for z in start.numbers], start, saved)
@@ -86,6 +89,9 @@ class StageRun(ABC):
         if self.finished:
             return
         try:
+            for observer in self._recorders():
+                observer.open(directory, None if saved is None else saved.records.get(observer.name))
+                self.opened.callback(observer.close)
             with _naming_the_step(self):
                 self.prepare(saved)
         except BaseException:
@@ -137,8 +143,9 @@ class StageRun(ABC):
     # ---- what all engines share ------------------------------------------------------------------------------------
 
     def next_stop(self) -> int:
-        """The next step at which a row or a frame is due, or the stage ends."""
-        every = (self.stage.thermo_every, self.stage.trajectory_every)
+        """The next step at which a row or a frame is due, or an observer is, or the stage ends."""
+        observers = (observer.every for observer in self.control.observers)
+        every = (self.stage.thermo_every, self.stage.trajectory_every, *observers)
         return min(self.stage.n_steps, *(n * (self.step // n + 1) for n in every))
 
     def to_the_end(self) -> StageResult:
@@ -148,20 +155,17 @@ class StageRun(ABC):
 
     def _to_the_end(self) -> StageResult:
         if self.finished:
-            return StageResult(self.start, self.step, True, self.wall_before, 0.0)
-        if self.step == 0:
-            with _naming_the_step(self):
-                self._check()
-                self._write()
-            self.finished = self._converged()
+            return StageResult(self.start, self.step, True, self.wall_before, 0.0, self.ended_early)
+        if self.fresh:  # a checkpoint of step 0 holds what is written here
+            self._see()
+            self.finished = self.ended_early is not None or self._converged()
             self._save()
         last_save = last_report = time.monotonic()
         while not self.finished and self.step < self.stage.n_steps:
             with _naming_the_step(self):
                 self.advance()
-                self._check()
-                self._write()
-            self.finished = self._converged() or self.step == self.stage.n_steps
+            self._see()
+            self.finished = self.ended_early is not None or self._converged() or self.step == self.stage.n_steps
             stop = self.control.should_stop()
             now = time.monotonic()
             if self.finished or stop or now - last_save >= self.control.checkpoint_seconds:
@@ -172,7 +176,20 @@ class StageRun(ABC):
                 last_report = now
             if stop:
                 break
-        return StageResult(self.state(), self.step, self.finished, self._wall_seconds(), self._ns_per_day())
+        speed = self._ns_per_day()
+        return StageResult(self.state(), self.step, self.finished, self._wall_seconds(), speed, self.ended_early)
+
+    def _see(self) -> None:
+        """Check the present step, write what is due of it, and show it to the observers."""
+        with _naming_the_step(self):
+            self._check()
+            self._write()
+            due = [observer for observer in self.control.observers if self.step % observer.every == 0]
+            reasons = [observer.observe(self.step, self.state()) for observer in due]
+            self.ended_early = next((reason for reason in reasons if reason is not None), None)
+
+    def _recorders(self) -> list[Recorder]:
+        return [observer for observer in self.control.observers if isinstance(observer, Recorder)]
 
     def calculator_memory(self) -> dict[str, NDArray[Any]]:
         """What the calculator says its rounding depends on, {} if it says nothing."""
@@ -266,6 +283,8 @@ class StageRun(ABC):
                 state=self.state(),
                 settings=self.settings,
                 wall_seconds=self._wall_seconds(),
+                ended_early=self.ended_early,
+                records={observer.name: observer.record() for observer in self._recorders()},
                 **vars(self.memory()),
             )
         )

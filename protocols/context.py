@@ -10,10 +10,10 @@ from typing import Any, Literal
 from dpsim.analysis.report import Result, Section
 from dpsim.engines.base import Engine, RunControl, StageResult, StageSettings
 from dpsim.engines.output import THERMO, TOPOLOGY, TRAJECTORY
-from dpsim.protocols.schema import Protocol
+from dpsim.protocols.schema import Protocol, ProtocolHead
 
 Precision = Literal["float32", "float64"]
-CalculatorFor = Callable[[Protocol, Precision | None], Any]
+CalculatorFor = Callable[[ProtocolHead, Precision | None], Any]
 """(protocol, precision or None for the protocol's) -> the calculator that the protocol's engine wants."""
 
 

@@ -7,19 +7,30 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from dpsim.errors import DpsimError
 from dpsim.protocols.context import RunContext
+from dpsim.protocols.schema import Protocol, ProtocolHead
 
 _PACKAGES = ("torch", "ase", "numpy", "scipy", "MDAnalysis", "vesin")
 
 
 def provenance(context: RunContext) -> dict[str, Any]:
     """Plain data for results.json and the report."""
-    protocol = context.protocol
+    streams = [f"{name}/{use}" for name in context.stages for use in ("velocities", "thermostat")]
+    speed = {
+        name: f"{stage.result.step} steps, {stage.result.wall_seconds:.1f} s" for name, stage in context.stages.items()
+    }
+    return origin_of(context.protocol, speed, streams)
+
+
+def origin_of(protocol: ProtocolHead, speed: Mapping[str, str], random_streams: Sequence[str] = ()) -> dict[str, Any]:
+    """Likewise, of any protocol. speed: what took how long."""
+    deviation = protocol.deviation if isinstance(protocol, Protocol) else None
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "dpsim": version("dpsim"),
@@ -28,23 +39,28 @@ def provenance(context: RunContext) -> dict[str, Any]:
             "seed": protocol.seed,
             "engine": protocol.engine,
             "precision": protocol.precision or "the model's own",
-            "random_streams": [f"{name}/{use}" for name in context.stages for use in ("velocities", "thermostat")],
+            **({"random_streams": list(random_streams)} if random_streams else {}),
         },
-        "model": {
-            "name": Path(protocol.model).name,
-            **(model_file(protocol.model) or {}),
-            **student_of(protocol.model),
-        },
+        "model": model_facts(protocol.models[0]) if len(protocol.models) == 1 else committee_facts(protocol.models),
+        **({"deviation from": committee_facts(deviation.models)} if deviation and deviation.models else {}),
         "software": {
             "Python": platform.python_version(),
             **{name: version(name) for name in dict.fromkeys((*_PACKAGES, protocol.engine))},
         },
         "hardware": hardware(protocol.device),
-        "speed": {
-            name: f"{stage.result.step} steps, {stage.result.wall_seconds:.1f} s"
-            for name, stage in context.stages.items()
-        },
+        "speed": dict(speed),
     }
+
+
+def model_facts(name: str) -> dict[str, Any]:
+    """A model's name, its file, and its origin if it is a student."""
+    return {"name": Path(name).name, **(model_file(name) or {}), **student_of(name)}
+
+
+def committee_facts(names: Sequence[str]) -> dict[str, Any]:
+    """The models of a committee, each with its SHA-256."""
+    facts = [model_facts(name) for name in names]
+    return {"name": ", ".join(f["name"] for f in facts), "sha256": ", ".join(f.get("sha256", "-") for f in facts)}
 
 
 def version(package: str) -> str:

@@ -7,7 +7,7 @@ what `criteria` accept and also exceeds its own 95 % error bar.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,9 +15,10 @@ from dpsim.analysis.report import Figure, Result, Section, Table, Verdict
 from dpsim.analysis.statistics import format_value, student_t
 from dpsim.analysis.structure import RDF, RDFComparison, Value, compare_rdf, load_rdf_reference, save_rdf
 from dpsim.analysis.structure import rdf as compute_rdf
-from dpsim.errors import DataError
+from dpsim.errors import ConfigError, DataError
 from dpsim.protocols.context import AnalysisOutput, RunContext, StageRecord
-from dpsim.protocols.schema import RdfAnalysis, RdfCriteria
+from dpsim.protocols.schema import Protocol
+from dpsim.protocols.analyses import RdfAnalysis, RdfCriteria
 from dpsim.trajectory import count_frames, open_universe
 
 if TYPE_CHECKING:
@@ -58,6 +59,25 @@ def run_rdf(analysis: RdfAnalysis, context: RunContext) -> AnalysisOutput:
     return AnalysisOutput(
         results, [Section("Structure", figures=[Figure(path, caption)], table=_shells(rdfs))], warnings
     )
+
+
+def check_rdf(analysis: RdfAnalysis, protocol: Protocol, atoms: Any) -> None:
+    """Raise DpsimError where the file, the elements or the range that it names do not suit the structure."""
+    elements = sorted(set(atoms.get_chemical_symbols()))
+    if analysis.reference is not None:
+        load_rdf_reference(analysis.reference)
+    if abs(np.linalg.det(atoms.cell.array)) < 1e-12:
+        raise ConfigError("`analyses` has an rdf, but the structure has no cell; expected one. Leave the rdf out.")
+    wanted = set() if analysis.pairs == "all" else {e for pair in analysis.pairs for e in pair.split("-")}
+    unknown = sorted(wanted - set(elements))
+    if unknown:
+        raise ConfigError(f"`pairs` has the elements {unknown}; expected those of the structure, {elements}.")
+    half = 0.5 / float(np.linalg.norm(atoms.cell.reciprocal(), axis=1).max())
+    if analysis.r_max is not None and analysis.r_max > half:
+        raise ConfigError(
+            f"`r_max` is {analysis.r_max:g} A; expected at most {half:.3f} A, half the smallest height of the "
+            "cell. Lower it, or repeat the structure."
+        )
 
 
 def rdf_stages(analysis: RdfAnalysis, context: RunContext) -> list[StageRecord]:

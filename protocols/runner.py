@@ -6,75 +6,53 @@ made by analyses), results.json, report.html, figures/.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
-import signal
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
 
-from dpsim.analysis.report import Verdict, overall_verdict, write_report, write_results_json
 from dpsim.config import dump_yaml
 from dpsim.engines.base import Engine, RunControl, StageResult, StageSettings, State
 from dpsim.engines.output import RESTART, load_checkpoint, require_same_settings, stage_settings
-from dpsim.errors import ConfigError, DataError, DpsimError, SimulationError
+from dpsim.errors import ConfigError, DataError, SimulationError
+from dpsim.files import atomic_write
+from dpsim.protocols.analyses import Analysis, NveCheck
+from dpsim.protocols.analysis_table import check_analysis, run_analysis
 from dpsim.protocols.context import AnalysisOutput, CalculatorFor, Precision, RunContext, StageRecord, Stopped
+from dpsim.protocols.deviation import deviation_output, make_committee, observer_of
 from dpsim.protocols.progress import ProgressDisplay
 from dpsim.protocols.provenance import model_file, provenance
-from dpsim.protocols.schema import Analysis, NveCheck, Protocol, RdfAnalysis, load_protocol
+from dpsim.protocols.rundir import PROTOCOL, RunOutcome, conclude_run, locked, stop_on_signals, stopped_outcome
+from dpsim.protocols.schema import Protocol, ProtocolHead
 from dpsim.protocols.summary import run_facts, stage_section
 
 
 @dataclass(frozen=True)
-class RunOutcome:
-    """How a run ended. `stopped`: by request, everything saved; then there is no report yet and `verdict` is None."""
-
-    directory: Path
-    verdict: Verdict | None
-    report: Path | None
-    results: Path | None
-    stopped: bool
-    message: str
-
-
-@dataclass(frozen=True)
 class Checked:
-    """A protocol found fit to run."""
+    """A protocol found fit to run. committee: the calculator of the models whose deviation is logged, or None."""
 
     protocol: Protocol
     engine: Engine
     calculator: Any
+    committee: Any
     state: State
     stages: dict[str, StageSettings]
     identity: dict[str, Any]
 
 
-def default_calculator(protocol: Protocol, precision: Precision | None) -> Any:
+def default_calculator(protocol: ProtocolHead, precision: Precision | None) -> Any:
     """The one place where a protocol's model becomes a calculator: ASE's, as every engine wants it."""
-    from dpsim.calculators.ase_calculator import DPCalculator
+    from dpsim.calculators.committee import ase_calculator
     from dpsim.calculators.selection import without_parameters
 
     precision = precision or protocol.precision
-    calculator = DPCalculator(protocol.model, precision=precision, device=protocol.device, fparam=protocol.fparam)
-    without_parameters(calculator.model, "the protocol", ["fparam"] if protocol.fparam is not None else [])
+    calculator = ase_calculator(protocol.models, precision=precision, device=protocol.device, fparam=protocol.fparam)
+    for model in calculator.models:
+        without_parameters(model, "the protocol", ["fparam"] if protocol.fparam is not None else [])
     return calculator
-
-
-def run_file(path: str | Path, output: str | Path | None = None) -> RunOutcome:
-    """Run the protocol of a YAML file in the directory `output` (default: the protocol's name, where you are)."""
-    protocol = load_protocol(path)
-    return run_protocol(protocol, Path(output) if output is not None else Path(protocol.name))
-
-
-def validate_file(path: str | Path) -> Checked:
-    """Everything that can be checked without simulating: the YAML, the files it names, the model, the engine."""
-    return check_protocol(load_protocol(path))
 
 
 def run_protocol(
@@ -99,10 +77,10 @@ def run_protocol(
     """
     checked = check_protocol(protocol, calculator_for)
     directory.mkdir(parents=True, exist_ok=True)
-    with _locked(directory), _stop_on_signals() as should_stop, display or ProgressDisplay() as shown:
+    with locked(directory), stop_on_signals() as should_stop, display or ProgressDisplay() as shown:
         folders = _stage_directories(directory, checked)
         _require_continuable(checked, folders)
-        _write_text(directory / "protocol.yaml", dump_yaml(_absolute(protocol)))
+        atomic_write(directory / PROTOCOL, dump_yaml(protocol).encode())
         control = RunControl(
             seed=protocol.seed,
             name="",
@@ -118,9 +96,7 @@ def run_protocol(
             )
             return _analyse(context, should_stop)
         except Stopped:
-            message = f"Stopped; everything is saved in {directory}. The same command continues."
-            shown.say(message)
-            return RunOutcome(directory, None, None, None, True, message)
+            return stopped_outcome(directory, shown.say)
 
 
 def check_protocol(protocol: Protocol, calculator_for: CalculatorFor = default_calculator) -> Checked:
@@ -135,6 +111,7 @@ def check_protocol(protocol: Protocol, calculator_for: CalculatorFor = default_c
     atoms = load_structure(protocol.structure, protocol.seed)
     state = state_from_atoms(atoms)
     calculator = calculator_for(protocol, None)
+    committee = make_committee(protocol)
     engine = make_engine(protocol.engine)
     stages = dict(zip(protocol.stage_names(), (s.settings() for s in protocol.stages), strict=True))
     for name, stage in stages.items():
@@ -144,14 +121,16 @@ def check_protocol(protocol: Protocol, calculator_for: CalculatorFor = default_c
             raise ConfigError(f"stage {name}: {error}") from error
     _require_stress(stages, calculator)
     _require_velocities(stages, state)
-    _check_analyses(protocol, atoms)
+    for analysis in protocol.analyses:
+        check_analysis(analysis, protocol, atoms)
     trial = atoms_from_state(state)
-    trial.calc = calculator
-    forces = trial.get_forces()  # refuses unknown elements by name
-    if not np.isfinite(forces).all():
-        atom = int(np.argmax(~np.isfinite(forces).all(axis=1)))
-        raise ConfigError(f"the model's force on atom {atom} of the structure is {forces[atom]}; expected numbers.")
-    return Checked(protocol, engine, calculator, state, stages, _identity(protocol, state))
+    for calc in (calculator, committee) if committee else (calculator,):
+        trial.calc = calc
+        forces = trial.get_forces()  # refuses unknown elements by name
+        if not np.isfinite(forces).all():
+            atom = int(np.argmax(~np.isfinite(forces).all(axis=1)))
+            raise ConfigError(f"the model's force on atom {atom} of the structure is {forces[atom]}; expected numbers.")
+    return Checked(protocol, engine, calculator, committee, state, stages, _identity(protocol, state))
 
 
 def _require_stress(stages: Mapping[str, StageSettings], calculator: Any) -> None:
@@ -171,43 +150,26 @@ def _require_velocities(stages: Mapping[str, StageSettings], state: State) -> No
         moving = stage.kind != "minimise"
 
 
-def _check_analyses(protocol: Protocol, atoms: Any) -> None:
-    """The files, elements and ranges that analyses name."""
-    from dpsim.analysis.structure import load_rdf_reference
-
-    elements = sorted(set(atoms.get_chemical_symbols()))
-    for analysis in protocol.analyses:
-        if not isinstance(analysis, RdfAnalysis):
-            continue
-        if analysis.reference is not None:
-            load_rdf_reference(analysis.reference)
-        if abs(np.linalg.det(atoms.cell.array)) < 1e-12:
-            raise ConfigError("`analyses` has an rdf, but the structure has no cell; expected one. Leave the rdf out.")
-        wanted = set() if analysis.pairs == "all" else {e for pair in analysis.pairs for e in pair.split("-")}
-        unknown = sorted(wanted - set(elements))
-        if unknown:
-            raise ConfigError(f"`pairs` has the elements {unknown}; expected those of the structure, {elements}.")
-        half = 0.5 / float(np.linalg.norm(atoms.cell.reciprocal(), axis=1).max())
-        if analysis.r_max is not None and analysis.r_max > half:
-            raise ConfigError(
-                f"`r_max` is {analysis.r_max:g} A; expected at most {half:.3f} A, half the smallest height of the "
-                "cell. Lower it, or repeat the structure."
-            )
-
-
 def _identity(protocol: Protocol, state: State) -> dict[str, Any]:
     """What, besides a stage's own settings, must be unchanged to continue it."""
     digest = hashlib.sha256()
     for name in ("numbers", "masses", "positions", "momenta", "cell", "pbc"):
         digest.update(np.ascontiguousarray(getattr(state, name)).tobytes())
-    model = model_file(protocol.model)
+    watched = protocol.deviation
     return {
         "engine": protocol.engine,
         "precision": protocol.precision,
-        "model": ":".join(model[k] for k in ("sha256", "head") if k in model) if model else protocol.model,
+        "model": ", ".join(map(_model_identity, protocol.models)),
         "structure": digest.hexdigest()[:16],
         **({} if protocol.fparam is None else {"fparam": list(protocol.fparam)}),
+        **({} if watched is None else {"deviation": watched.model_dump(mode="json", exclude={"models"})}),
+        **({} if watched is None else {"deviation_models": ", ".join(map(_model_identity, watched.models))}),
     }
+
+
+def _model_identity(name: str) -> str:
+    model = model_file(name)
+    return ":".join(model[k] for k in ("sha256", "head") if k in model) if model else name
 
 
 def _stage_directories(directory: Path, checked: Checked) -> dict[str, Path]:
@@ -240,7 +202,8 @@ def _run_stages(
     state = checked.state
     records: dict[str, StageRecord] = {}
     for name, stage in checked.stages.items():
-        own = replace(control, name=name, identity=_stage_identity(checked, name))
+        observers = observer_of(checked.protocol, checked.committee, name, stage)
+        own = replace(control, name=name, identity=_stage_identity(checked, name), observers=observers)
         try:
             result = checked.engine.run_stage(state, checked.calculator, stage, folders[name], own)
         except SimulationError as error:
@@ -252,6 +215,9 @@ def _run_stages(
         if not result.finished:
             raise Stopped
         records[name] = StageRecord(name, folders[name], stage, result)
+        if result.ended_early:
+            display.say(f"stage {name} was ended: {result.ended_early}")
+            return records  # its atoms are where the model is not to be trusted: what would follow is not simulated
         state = result.state
     return records
 
@@ -271,7 +237,7 @@ def _last_result(folder: Path) -> StageResult:
     return StageResult(saved.state, saved.step, False, saved.wall_seconds, 0.0)
 
 
-def _analyse(context: RunContext, should_stop: Any) -> RunOutcome:
+def _analyse(context: RunContext, should_stop: Callable[[], bool]) -> RunOutcome:
     """Run the analyses, write results.json and report.html."""
     protocol, directory = context.protocol, context.directory
     total = AnalysisOutput()
@@ -283,93 +249,27 @@ def _analyse(context: RunContext, should_stop: Any) -> RunOutcome:
             total.warnings.append(f"{analysis.type} was left out: {failed}")
             continue
         context.say(f"analysing: {analysis.type}")
-        output = _run_analysis(analysis, context)
+        output = run_analysis(analysis, context)
         total.results.extend(output.results)
         total.sections.extend(output.sections)
         total.warnings.extend(output.warnings)
+    if ended := next((s for s in context.stages.values() if s.result.ended_early), None):
+        total.warnings.append(
+            f"Stage {ended.name} was ended: {ended.result.ended_early}. What follows is not simulated."
+        )
+    watched = deviation_output(context)
+    total.results.extend(watched.results)
+    total.sections.extend(watched.sections)
     total.sections.append(stage_section(context))
-    origin = provenance(context)
-    title = protocol.name
-    facts = run_facts(context)
-    results = write_results_json(
-        directory / "results.json", total.results, origin, title=title, warnings=total.warnings
-    )
-    report = write_report(directory, title, total.results, total.sections, origin, facts=facts, warnings=total.warnings)
-    verdict = overall_verdict(total.results)
-    message = f"{verdict}: {report}"
-    context.say(message)
-    return RunOutcome(directory, verdict, report, results, False, message)
+    return conclude_run(directory, protocol.name, total, provenance(context), run_facts(context), context.say)
 
 
 def _failed_stage(analysis: Analysis, context: RunContext) -> str | None:
-    """Why an analysis cannot be made: a stage that failed. The NVE check judges such stages itself."""
+    """Why an analysis cannot be made: a stage that failed or was ended. The NVE check judges failed ones itself."""
+    for stage in context.stages.values():
+        if stage.result.ended_early:
+            return f"stage {stage.name} was ended before its last step ({stage.result.ended_early})."
     failed = next((stage for stage in context.stages.values() if stage.error), None)
     if failed is None or (isinstance(analysis, NveCheck) and analysis.stage in (None, failed.name)):
         return None
     return f"stage {failed.name} failed."
-
-
-def _run_analysis(analysis: Analysis, context: RunContext) -> AnalysisOutput:
-    from dpsim.protocols.nve import run_nve_check
-    from dpsim.protocols.rdf import run_rdf
-
-    if isinstance(analysis, NveCheck):
-        return run_nve_check(analysis, context)
-    return run_rdf(analysis, context)
-
-
-def _absolute(protocol: Protocol) -> Protocol:
-    """The protocol with absolute paths, so that the copy in the run's directory can be run too."""
-    structure = protocol.structure
-    if structure.file is not None:
-        structure = structure.model_copy(update={"file": structure.file.resolve()})
-    analyses = tuple(
-        a.model_copy(update={"reference": a.reference.resolve()})
-        if isinstance(a, RdfAnalysis) and a.reference is not None
-        else a
-        for a in protocol.analyses
-    )
-    return protocol.model_copy(update={"structure": structure, "analyses": analyses})
-
-
-def _write_text(path: Path, text: str) -> None:
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
-
-
-@contextmanager
-def _locked(directory: Path) -> Iterator[None]:
-    """One process per directory; the lock dies with its process, however it dies."""
-    with (directory / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise DpsimError(
-                f"`{directory}` is in use by another dpsim run; expected one at a time. "
-                "Wait for it, or use --directory."
-            ) from error
-        yield
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[Any]:
-    """A function that says whether SIGINT or SIGTERM asked to stop; a second one interrupts at once."""
-    asked: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, remember)
-    except ValueError:  # not in the main thread: whoever runs us there stops us in another way
-        pass
-    try:
-        yield lambda: bool(asked)
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -6,7 +6,7 @@ from importlib.resources import files
 
 from dpsim.errors import ConfigError, did_you_mean
 
-NAMES = ("nve", "rdf", "nvt", "npt", "minimise")
+NAMES = ("nve", "rdf", "nvt", "npt", "minimise", "deviation")
 
 
 def template(name: str) -> str:

@@ -33,7 +33,7 @@ from dpsim.data.frame import Batch, Frame
 from dpsim.engines.base import Array
 from dpsim.engines.registry import EngineName
 from dpsim.errors import DpsimError, MissingDependencyError
-from dpsim.models.container import atomic_write
+from dpsim.files import atomic_write
 from dpsim.models.potential import Potential
 from dpsim.models.student import Student
 from dpsim.protocols.schema import Structure

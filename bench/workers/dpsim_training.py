@@ -42,6 +42,7 @@ def main() -> None:
     spec = json.loads(Path(sys.argv[1]).read_text())
     import torch
 
+    from dpsim.data.sampler import prefetch
     from dpsim.kernels.memory import keep_freed_memory
     from dpsim.train.config import TrainConfig
     from dpsim.train.trainer import Trainer
@@ -50,7 +51,7 @@ def main() -> None:
     after_import = memory_MiB()["VmRSS"]
     trainer = Trainer(TrainConfig.model_validate(train_config(spec)), Path.cwd(), False, Silent())
     numbers = first_frame(trainer)
-    batches = trainer.sampler.prefetch(0)
+    batches = prefetch(trainer.batches.at, 0)
     say(
         {
             "versions": versions("torch", "numpy"),
@@ -77,7 +78,7 @@ def first_frame(trainer) -> dict:
 
     from dpsim.data.frame import Batch
 
-    frame = trainer.data.train[0].frame(0)
+    frame = trainer.data[""].train[0].frame(0)  # of the only task
     batch = Batch.from_frames([frame], trainer.model.rcut)
     found = trainer.model(batch, forces=True, create_graph=True)
     torch.autograd.backward(found.forces.square().sum(), inputs=trainer.parameters)

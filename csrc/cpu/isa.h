@@ -60,6 +60,13 @@ struct KernelsOf {
   void (*neighbor_weight)(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
                          const T* h, const T* x, const T* z, T* w, int threads);
 
+  void (*pair_attention_forward)(const dpsim_pair_attention& problem, T* r, int threads);
+  void (*pair_attention_backward)(const dpsim_pair_attention& problem, const T* r_bar,
+                                  const dpsim_pair_attention_arrays& grads, int threads);
+  void (*pair_attention_backward_twice)(const dpsim_pair_attention& problem, const T* r_bar,
+                                        const dpsim_pair_attention_arrays& tangents,
+                                        const dpsim_pair_attention_arrays& grads, T* r_dot, int threads);
+
   void* (*student_pack)(const Student& student);
   void (*student_unpack)(void* packed);
   void* (*student_scratch)(const void* packed, int threads);

@@ -3,6 +3,7 @@
 #include "isa.h"
 #include "line_graph_kernel.h"
 #include "neighbor_sum_kernel.h"
+#include "pair_attention_kernel.h"
 #include "radial_kernel.h"
 #include "rows_kernel.h"
 #include "student_kernel.h"
@@ -19,6 +20,7 @@ constexpr KernelsOf<T> table() {
           line_graph_forward<T>, line_graph_backward<T>,   line_graph_backward_twice<T>,
           neighbor_sum<T>,       neighbor_dot<T>,          neighbor_spread<T>,
           neighbor_weight<T>,
+          pair_attention_forward<T>, pair_attention_backward<T>, pair_attention_backward_twice<T>,
           student_pack<T>,       student_unpack<T>,        student_scratch<T>,
           student_scratch_free<T>, student_scratch_bytes<T>, student_evaluate<T>};
 }

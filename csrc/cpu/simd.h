@@ -207,6 +207,23 @@ inline void add_sums(const vec_t<T>* x, int n, double* to) {
   }
 }
 
+// All lanes of x as one number by op(a, b), which takes vectors and numbers.
+template <typename T, int Bytes>
+struct VectorOf {
+  typedef T type __attribute__((vector_size(Bytes), may_alias));
+};
+template <typename T, int Bytes = DPSIM_VECTOR_BYTES, typename Op>
+inline T reduced(const typename VectorOf<T, Bytes>::type& x, Op op) {
+  if constexpr (Bytes == 2 * sizeof(T)) {
+    return op(x[0], x[1]);
+  } else {
+    typename VectorOf<T, Bytes / 2>::type low, high;
+    std::memcpy(&low, &x, Bytes / 2);
+    std::memcpy(&high, reinterpret_cast<const char*>(&x) + Bytes / 2, Bytes / 2);
+    return reduced<T, Bytes / 2>(op(low, high), op);
+  }
+}
+
 // ---- tanh ------------------------------------------------------------------------------------------------------
 // tanh x = (e - 1) / (e + 1), e = 2^(n + f) = exp 2x; e - 1 = 2^n (2^f - 1) + (2^n - 1) keeps small x exact.
 template <typename T>

@@ -11,7 +11,7 @@
 #include <stdint.h>
 
 #define DPSIM_VERSION "0.1.0"
-#define DPSIM_ABI 3 /* raised whenever a signature or struct below changes */
+#define DPSIM_ABI 4 /* raised whenever a signature or struct below changes */
 
 #if defined(__GNUC__)
 #define DPSIM_API __attribute__((visibility("default")))
@@ -269,6 +269,52 @@ DPSIM_API int dpsim_neighbor_spread_f64(int64_t n_centers, const int64_t* offset
 DPSIM_API int dpsim_neighbor_weight_f64(int64_t n_centers, const int64_t* offsets, int64_t n_rows,
                                         const int64_t* index, int K, int C, const double* h, const double* x, const double* z,
                                         double* w, const dpsim_execution* execution);
+
+/* ---- attention among the neighbours of each atom (DPA-2) --------------------------------------------------------------
+ * Edges are sorted by centre (offsets from 0). For two edges j, k of one centre, u = w h, and each head:
+ *     l_jk = (g_j query_key)_head . g_k,   x_jk = shift w_j w_k + l_jk m_jk,   m_jk = u_j.u_k with `gate`, else w_j w_k
+ *     a_jk = exp(x_jk) / (sum_k exp(x_jk) + n_slots - n_edges of the centre) u_j.u_k / sqrt(3)
+ *     r_j  = sum_heads (sum_k a_jk v_k) out_head
+ * n_slots = 0: as many slots as edges. v has g where of_g, then h where of_h: n_values = d of_g + 3 of_h, d = width.
+ * Shapes: g (n_edges, d), h (n_edges, 3), w (n_edges,), query_key (d, heads d), out (heads n_values, n_out),
+ * r (n_edges, n_out).
+ */
+typedef struct {
+  int64_t n_centers;
+  const int64_t* offsets;
+  int64_t n_slots;
+  int32_t heads, width, n_out;
+  int32_t of_g, of_h, gate;
+  double shift;
+  const void *g, *h, *w, *query_key, *out;
+} dpsim_pair_attention;
+
+typedef struct { /* gradients or tangents, shaped as the arrays of a dpsim_pair_attention; NULL: not wanted, or zero */
+  void *g, *h, *w, *query_key, *out;
+} dpsim_pair_attention_arrays;
+
+DPSIM_API int dpsim_pair_attention_forward_f32(const dpsim_pair_attention* problem, float* r,
+                                               const dpsim_execution* execution);
+/* Gradients of sum(r_bar r). */
+DPSIM_API int dpsim_pair_attention_backward_f32(const dpsim_pair_attention* problem, const float* r_bar,
+                                                const dpsim_pair_attention_arrays* grads,
+                                                const dpsim_execution* execution);
+/* With tangents of g, h and w: the derivative r_dot of r along them, and the gradients of sum(r_bar r_dot). */
+DPSIM_API int dpsim_pair_attention_backward_twice_f32(const dpsim_pair_attention* problem, const float* r_bar,
+                                                      const dpsim_pair_attention_arrays* tangents,
+                                                      const dpsim_pair_attention_arrays* grads, float* r_dot,
+                                                      const dpsim_execution* execution);
+DPSIM_API int dpsim_pair_attention_forward_f64(const dpsim_pair_attention* problem, double* r,
+                                               const dpsim_execution* execution);
+/* Gradients of sum(r_bar r). */
+DPSIM_API int dpsim_pair_attention_backward_f64(const dpsim_pair_attention* problem, const double* r_bar,
+                                                const dpsim_pair_attention_arrays* grads,
+                                                const dpsim_execution* execution);
+/* With tangents of g, h and w: the derivative r_dot of r along them, and the gradients of sum(r_bar r_dot). */
+DPSIM_API int dpsim_pair_attention_backward_twice_f64(const dpsim_pair_attention* problem, const double* r_bar,
+                                                      const dpsim_pair_attention_arrays* tangents,
+                                                      const dpsim_pair_attention_arrays* grads, double* r_dot,
+                                                      const dpsim_execution* execution);
 
 /* ---- students: tabulated models --------------------------------------------------------------------------------------
  * A student is a .dpsim file written by `dpsim compress`: tables of the embedding in r, a fitting net per element. The

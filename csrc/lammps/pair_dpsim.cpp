@@ -122,10 +122,11 @@ void PairDpsim::fail(const std::string &what)
 
 // ---- settings and elements --------------------------------------------------------------------------------------------
 
-/* pair_style dpsim student.dpsim [more.dpsim ...] [precision P] [threads N] [out_freq N] [out_file NAME] */
+/* pair_style dpsim student.dpsim [more.dpsim ...] [precision P] [threads N] [out_freq N] [out_file NAME]
+ *            [relative F] [relative_v E] */
 void PairDpsim::settings(int narg, char **arg)
 {
-  const std::vector<std::string> keywords = {"precision", "threads", "out_freq", "out_file"};
+  const std::vector<std::string> keywords = {"precision", "threads", "out_freq", "out_file", "relative", "relative_v"};
   auto is_keyword = [&](const char *word) {
     return std::find(keywords.begin(), keywords.end(), word) != keywords.end();
   };
@@ -136,6 +137,7 @@ void PairDpsim::settings(int narg, char **arg)
   threads = 0;
   out_freq = 100;
   out_file = "model_devi.out";
+  relative = relative_v = 0.0;
   if (deviation_file) fclose(deviation_file);
   deviation_file = nullptr;
   append = false;
@@ -164,8 +166,12 @@ void PairDpsim::settings(int narg, char **arg)
     } else if (key == "out_freq") {
       out_freq = utils::inumeric(FLERR, value, false, lmp);
       if (out_freq < 0) error->all(FLERR, "pair_style dpsim out_freq is {}; expected 0 (never) or more", value);
-    } else {
+    } else if (key == "out_file") {
       out_file = value;
+    } else {
+      const double nu = utils::numeric(FLERR, value, false, lmp);
+      if (!(nu > 0.0)) error->all(FLERR, "pair_style dpsim {} is {}; expected more than 0", key, value);
+      (key == "relative" ? relative : relative_v) = nu;
     }
   }
   load_models();
@@ -481,7 +487,8 @@ void PairDpsim::report_not_finite(const Model &model)
 
 /* The spread of the models at this step, in LAMMPS's units, as DeePMD-kit defines it (docs/lammps.md):
  *     force of an atom: sqrt(<|F - <F>|^2>);      virial component: sqrt(<(W - <W>)^2>) / number of atoms
- * max, min and mean over atoms; max, min and root mean square over the nine components. */
+ * max, min and mean over atoms; max, min and root mean square over the nine components. Relative ones, without a unit,
+ * are divided by |<F>| + relative, and by |<W>| / number of atoms + relative_v. */
 void PairDpsim::deviation()
 {
   const int nlocal = atom->nlocal, ntotal = nlocal + atom->nghost;
@@ -506,6 +513,8 @@ void PairDpsim::deviation()
   for (int i = 0; i < nlocal; i++) {
     if (names[atom->type[i]] == "NULL") continue;
     deviations[i] = scale * std::sqrt(square[i]);
+    if (relative > 0.0)
+      deviations[i] /= scale * std::hypot(mean[3 * i], mean[3 * i + 1], mean[3 * i + 2]) + relative;
     lowest = std::min(lowest, deviations[i]);
     highest = std::max(highest, deviations[i]);
     sums[0] += deviations[i];
@@ -517,11 +526,16 @@ void PairDpsim::deviation()
   MPI_Allreduce(MPI_IN_PLACE, virials.data(), (int) virials.size(), MPI_DOUBLE, MPI_SUM, world);
 
   double found[6] = {0.0, std::numeric_limits<double>::max(), 0.0, highest, lowest, sums[0] / sums[1]};
+  double average[9] = {}, squared_norm = 0.0;
   for (int k = 0; k < 9; k++) {
-    double average = 0.0, variance = 0.0;
-    for (int m = 0; m < n_models; m++) average += virials[9 * m + k] / n_models;
-    for (int m = 0; m < n_models; m++) variance += std::pow(virials[9 * m + k] - average, 2) / n_models;
-    const double spread = scale * std::sqrt(variance) / sums[1];
+    for (int m = 0; m < n_models; m++) average[k] += virials[9 * m + k] / n_models;
+    squared_norm += average[k] * average[k];
+  }
+  const double divisor = relative_v > 0.0 ? scale * std::sqrt(squared_norm) / sums[1] + relative_v : 1.0;
+  for (int k = 0; k < 9; k++) {
+    double variance = 0.0;
+    for (int m = 0; m < n_models; m++) variance += std::pow(virials[9 * m + k] - average[k], 2) / n_models;
+    const double spread = scale * std::sqrt(variance) / sums[1] / divisor;
     found[0] = std::max(found[0], spread);
     found[1] = std::min(found[1], spread);
     found[2] += spread * spread / 9.0;
@@ -621,6 +635,8 @@ void PairDpsim::write_restart_settings(FILE *file)
   fwrite(values, sizeof(int), 4, file);
   for (const Model &model : models) write_text(file, model.path);
   write_text(file, out_file);
+  const double levels[2] = {relative, relative_v};
+  fwrite(levels, sizeof(double), 2, file);
 }
 
 void PairDpsim::read_restart(FILE *file)
@@ -647,6 +663,11 @@ void PairDpsim::read_restart_settings(FILE *file)
     models.back().path = read_text(file);
   }
   out_file = read_text(file);
+  double levels[2];
+  if (comm->me == 0) utils::sfread(FLERR, levels, sizeof(double), 2, file, nullptr, error);
+  MPI_Bcast(levels, 2, MPI_DOUBLE, 0, world);
+  relative = levels[0];
+  relative_v = levels[1];
   append = true;
   loaded = false;
 }

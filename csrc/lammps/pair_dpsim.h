@@ -73,6 +73,7 @@ class PairDpsim : public Pair {
   int threads = 0;    // 0: LAMMPS's number
   int out_freq = 100;
   std::string out_file = "model_devi.out";
+  double relative = 0.0, relative_v = 0.0;    // LAMMPS's units; 0: the deviation is absolute
   bool loaded = false;     // whether the models are open
   bool some_null = false;  // whether some type is NULL, so that not all atoms take part
   double scale = 1.0;      // 1 eV in LAMMPS's unit of energy

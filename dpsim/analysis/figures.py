@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from dpsim.analysis.diffusion import Diffusion
 from dpsim.analysis.dynamics import MEV_PER_EV, DriftResult, ScalingResult
 from dpsim.analysis.rdf_reference import RDFComparison
 from dpsim.analysis.rdf_shells import RDF
@@ -96,8 +97,9 @@ def plot_rdf(
     rdfs: Sequence[RDF],
     comparisons: Sequence[RDFComparison] = (),
     reference_label: str = "reference",
+    label: str = "this run",
 ) -> Path:
-    """g(r) with its 95 % band, one panel per pair, the reference in black, and neighbours n(r) on the right axis.
+    """g(r) with its 95 % band, one panel per pair, the reference in black.
 
     Intramolecular peaks taller than the rest are cut off; their height is written beside the cut.
     """
@@ -106,7 +108,7 @@ def plot_rdf(
     by_label = {c.label: c for c in comparisons}
     with figure(path, len(rdfs), 1, height=0.9 + 2.0 * len(rdfs), sharex=True) as (canvas, axes):
         for ax, item in zip(axes[:, 0], rdfs, strict=True):
-            _rdf_panel(ax, item, by_label.get(item.label), reference_label)
+            _rdf_panel(ax, item, by_label.get(item.label), reference_label, label)
         handles, labels = axes[0, 0].get_legend_handles_labels()
         canvas.legend(handles, labels, loc="outside upper right", ncols=3, borderaxespad=0.2)
         axes[-1, 0].set_xlabel("$r$ (Å)")
@@ -114,12 +116,12 @@ def plot_rdf(
     return Path(path)
 
 
-def _rdf_panel(ax: Axes, item: RDF, comparison: RDFComparison | None, reference_label: str) -> None:
+def _rdf_panel(ax: Axes, item: RDF, comparison: RDFComparison | None, reference_label: str, label: str) -> None:
     """One pair."""
     half = student_t(0.95, item.n_blocks - 1) * item.g_error
     ax.axhline(1.0, color=GREY, lw=0.7, ls=(0, (4, 3)), zorder=0)
     ax.fill_between(item.r, item.g - half, item.g + half, color=BLUE, alpha=0.25, lw=0, zorder=2, label="95 % interval")
-    ax.plot(item.r, item.g, color=BLUE, lw=2.0, zorder=3, label="this run")
+    ax.plot(item.r, item.g, color=BLUE, lw=2.0, zorder=3, label=label)
     if comparison is not None:
         ax.plot(comparison.r, comparison.g_reference, color="black", lw=0.9, zorder=4, label=reference_label)
     top = _visible_maximum(item, comparison)
@@ -188,6 +190,30 @@ def plot_temperature(
         _time_axis(ax, times)
         _room_for_legend(ax)
         ax.legend(loc="upper left", ncols=3, borderaxespad=0.0)
+    return Path(path)
+
+
+def plot_deviation(
+    path: str | Path,
+    time_ps: ArrayLike,
+    series: Mapping[str, ArrayLike],
+    levels: Sequence[tuple[str, float]] = (),
+) -> Path:
+    """Model deviations of the forces (eV/A) against time: `series` of max, avg and min over atoms, named `levels`."""
+    with figure(path) as (_, axes):
+        ax = axes[0, 0]
+        for color, (name, values) in zip((RED, BLUE, GREEN), series.items(), strict=False):
+            times, y = _paired(time_ps, values)
+            _series_line(ax, times, y, f"{name} over atoms", color)
+        if all((np.asarray(values) > 0.0).all() for values in series.values()):
+            ax.set_yscale("log")
+        for name, level in ((n, x) for n, x in levels if x > 0.0):
+            ax.axhline(level, color="black", lw=1.0, ls=(0, (1, 2) if name == "trust" else (5, 3)), zorder=5)
+            ax.annotate(name, (1.0, level), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=8)
+        ax.set_xlabel("time (ps)")
+        ax.set_ylabel("model deviation (eV/Å)")
+        _time_axis(ax, times)
+        ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=3, borderaxespad=0.0)
     return Path(path)
 
 
@@ -267,6 +293,37 @@ def _parity_panel(ax: Axes, x: np.ndarray, y: np.ndarray, label: str) -> None:
     ax.set_title(name.strip().capitalize())
     ax.set_xlabel(f"reference ({unit})" if unit else "reference")
     ax.set_ylabel(f"predicted ({unit})" if unit else "predicted")
+
+
+def plot_diffusion(path: str | Path, runs: Mapping[str, Diffusion], reference: str = "") -> Path:
+    """Mean squared displacements, and their slopes D(t) with 95 % bands; the D taken is marked.
+
+    runs: {"student": Diffusion, ...}, at most five; the one named `reference` is drawn in black.
+    """
+    if not runs:
+        raise DataError("`runs` is empty; expected at least one diffusion coefficient. Compute one first.")
+    with figure(path, 1, 2, height=3.0) as (_, axes):
+        left, right = axes[0]
+        colors = iter(PALETTE)
+        for label, item in runs.items():
+            color = "black" if label == reference else next(colors)
+            left.plot(item.lags_ps, item.msd, color=color, label=label)
+            half = 1.96 * item.slope_errors
+            right.fill_between(item.lags_ps, item.slopes - half, item.slopes + half, color=color, alpha=0.2, lw=0)
+            right.plot(item.lags_ps, item.slopes, color=color, label=label)
+            if item.estimate is not None:
+                low, high = item.interval()
+                error = [[item.value - low], [high - item.value]]
+                right.errorbar(item.lag_ps, item.value, error, fmt="o", color=color, ms=5, mec="white", capsize=3)
+        left.set_yscale("log")
+        left.set_ylabel("mean squared displacement (Å²)")
+        right.set_ylabel("slope / 6 (Å²/ps)")
+        right.set_ylim(bottom=min(0.0, right.get_ylim()[0]))
+        for ax in (left, right):
+            ax.set_xscale("log")
+            ax.set_xlabel("lag (ps)")
+        left.legend(loc="upper left", borderaxespad=0.0)
+    return Path(path)
 
 
 def plot_learning_curve(path: str | Path, step: ArrayLike, curves: Mapping[str, Mapping[str, ArrayLike]]) -> Path:

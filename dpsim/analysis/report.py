@@ -2,9 +2,10 @@
 
 results.json (schema_version 1):
 
-    {"schema_version": 1, "title": str, "verdict": "PASS" | "FAIL" | "INFO", "summary": str, "warnings": [str],
+    {"schema_version": 1, "title": str, "verdict": "PASS" | "FAIL" | "UNDECIDED" | "INFO", "summary": str,
+     "warnings": [str],
      "results": [{"name": str, "label": str, "value": number | null, "error": number | null, "unit": str,
-                  "threshold": number | str | null, "verdict": "PASS" | "FAIL" | "INFO", "explanation": str}],
+                  "threshold": number | str | null, "verdict": as above, "explanation": str}],
      "provenance": {...}}
 
 `name` identifies a result and never changes its meaning; `error` is one standard error; numbers that are not finite
@@ -31,9 +32,9 @@ from dpsim.analysis.statistics import format_value
 from dpsim.errors import DataError
 
 SCHEMA_VERSION = 1
-Verdict = Literal["PASS", "FAIL", "INFO"]
+Verdict = Literal["PASS", "FAIL", "UNDECIDED", "INFO"]
 
-_SYMBOL = {"PASS": "✓ PASS", "FAIL": "✗ FAIL", "INFO": "INFO"}
+_SYMBOL = {"PASS": "✓ PASS", "FAIL": "✗ FAIL", "UNDECIDED": "? UNDECIDED", "INFO": "INFO"}
 _IMAGE_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
 
 
@@ -82,9 +83,10 @@ class Section:
 
 
 def overall_verdict(results: Iterable[Result]) -> Verdict:
-    """FAIL if any result fails, PASS if any passes and none fails, INFO if nothing was judged."""
+    """FAIL if any result fails, else UNDECIDED if any is, else PASS if any passes; INFO if nothing was judged."""
     verdicts = {result.verdict for result in results}
-    return "FAIL" if "FAIL" in verdicts else "PASS" if "PASS" in verdicts else "INFO"
+    ranked: tuple[Verdict, ...] = ("FAIL", "UNDECIDED", "PASS")
+    return next((verdict for verdict in ranked if verdict in verdicts), "INFO")
 
 
 def write_results_json(
@@ -184,12 +186,13 @@ def _kicker(provenance: Mapping[str, Any]) -> str:
 def _default_summary(verdict: Verdict, results: Sequence[Result]) -> str:
     """What fails, or that nothing does."""
     judged = [result for result in results if result.verdict != "INFO"]
-    failed = [result for result in judged if result.verdict == "FAIL"]
+    counted = [result for result in judged if result.verdict == verdict]
     if verdict == "INFO":
         return "Nothing was judged: no thresholds were given."
-    if not failed:
+    if verdict == "PASS":
         return f"All {len(judged)} checks hold." if len(judged) > 1 else "The check holds."
-    return f"{len(failed)} of {len(judged)} checks fail: " + ", ".join(result.label for result in failed) + "."
+    what = "fail" if verdict == "FAIL" else "are undecided, none fails"
+    return f"{len(counted)} of {len(judged)} checks {what}: " + ", ".join(result.label for result in counted) + "."
 
 
 def _verdict(verdict: Verdict, summary: str) -> str:

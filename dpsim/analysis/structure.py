@@ -82,7 +82,7 @@ def rdf(
             f"`frames` are {len(chosen)} of the {n_frames} in the trajectory; expected at least 2 that exist, for "
             "error bars. Run longer or write the trajectory more often."
         )
-    limit = _half_smallest_height(universe, chosen)
+    limit = half_smallest_height(universe, chosen)
     if r_max is None:
         r_max = BIN_WIDTH * math.floor(limit / BIN_WIDTH + 1e-6)
     if not 0.0 < r_max <= limit + 1e-4:
@@ -127,10 +127,10 @@ def _check_pairs(pairs: Sequence[Pair] | None, species: list[str]) -> list[Pair]
     return [(a, b) for a, b in pairs]
 
 
-def _half_smallest_height(universe: Universe, frames: list[int]) -> float:
+def half_smallest_height(universe: Universe, frames: Sequence[int]) -> float:
     """Half the smallest distance between opposite faces of the cell over all frames, A: V / |a x b| / 2."""
     smallest = math.inf
-    for ts in universe.trajectory[frames]:
+    for ts in universe.trajectory[list(frames)]:
         if ts.dimensions is None or not np.all(ts.dimensions[:3] > 0.0):
             raise DataError(
                 f"`cell` of frame {ts.frame} is {ts.dimensions}; expected a periodic cell, which gives the density "

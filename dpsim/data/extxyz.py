@@ -3,6 +3,7 @@
 The file is scanned once for where frames begin and which elements occur; frames are parsed when asked for.
 Labels: REF_* are preferred, then dft_*, then the plain names, then what ASE holds as calculator results.
 Parameters that some models take: `fparam` in info, one or more numbers, and the columns `aparam`.
+The column `atom_pref` says how much the force of each atom counts in the loss.
 Predictions are written as dpsim_*, beside what a frame holds (`with_predictions`); as labels they are never taken,
 unless LabelKeys names them.
 """
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from dpsim.data.frame import Frame
-from dpsim.data.system import System, hash_file
+from dpsim.data.system import LABELS, System, hash_file
 from dpsim.errors import DataError
 
 _PREFIXES = ("REF_", "ref_", "DFT_", "dft_", "")
@@ -65,7 +66,7 @@ class ExtxyzSystem(System):
         """Whether the first frame carries this label: extxyz files are taken to be of one kind."""
         if not self._has:
             first = self.frame(0)
-            self._has = {name: getattr(first, name) is not None for name in ("energy", "forces", "virial")}
+            self._has = {name: getattr(first, name) is not None for name in LABELS}
         return self._has.get(label, False)
 
     def digest(self) -> str:
@@ -101,6 +102,7 @@ class ExtxyzSystem(System):
             source=source,
             fparam=_parameters("fparam", atoms.info.get("fparam"), 1, source, flat=True),
             aparam=_parameters("aparam", atoms.arrays.get("aparam"), n, source),
+            atom_pref=_atom_pref(atoms.arrays.get("atom_pref"), n, source),
         )
 
     def _virial(self, found: dict[str, Any], atoms: Any, pbc: np.ndarray, source: str) -> np.ndarray | None:
@@ -173,6 +175,10 @@ def _parameters(key: str, value: Any, rows: int, source: str, flat: bool = False
         key, np.reshape(value, (rows, width)) if np.size(value) == rows * width else value, (rows, width), source
     )
     return array[0] if flat else array
+
+
+def _atom_pref(value: Any, n: int, source: str) -> np.ndarray | None:
+    return None if value is None else _shaped("atom_pref", value, (n,), source)
 
 
 def _parse(text: str, source: str) -> Any:

@@ -3,6 +3,7 @@
 Vocabulary (shapes; units): positions (n_atoms, 3) A; cell (3, 3) A, rows are lattice vectors; pbc (3,);
 types (n_atoms,) index into type_map; energy eV; forces (n_atoms, 3) eV/A; virial (3, 3) eV = -dE/d(strain);
 fparam (n,), aparam (n_atoms, m): parameters of the frame and of the atoms, in any unit, that some models take.
+atom_pref (n_atoms,): how much the error of each atom's force counts in a loss that weights atoms; no unit.
 Edges are directed pairs i -> j: edge_vec = r_j - r_i + S.cell.
 """
 
@@ -37,6 +38,7 @@ class Frame:
     source: str = ""  # where it came from, for error messages: "water/set.000 frame 12"
     fparam: np.ndarray | None = None
     aparam: np.ndarray | None = None
+    atom_pref: np.ndarray | None = None
 
     @property
     def n_atoms(self) -> int:
@@ -65,6 +67,7 @@ class Batch:
     center, neighbor: (n_edges,) atom indices i, j into the batch; shift (n_edges, 3) integer cell shifts S.
     frame_index: (n_atoms,) the frame each atom belongs to. has_*: (n_frames,) 1.0 where that label exists, else 0.
     fparam (n_frames, n), aparam (n_atoms, m): NaN where a frame has none; None where no frame has any.
+    atom_pref (n_atoms,): 0 where a frame has none; None where no frame has any.
     Positions and cells stay float64: differences are taken in float64 and cast afterwards.
     """
 
@@ -85,6 +88,7 @@ class Batch:
     sources: tuple[str, ...] = ()
     fparam: torch.Tensor | None = None
     aparam: torch.Tensor | None = None
+    atom_pref: torch.Tensor | None = None
 
     @property
     def n_frames(self) -> int:
@@ -153,7 +157,14 @@ class Batch:
             sources=tuple(f.source for f in frames),
             fparam=_joined([f.fparam for f in frames], [1] * len(frames), frames),
             aparam=_joined([f.aparam for f in frames], [f.n_atoms for f in frames], frames),
+            atom_pref=as_f64(np.concatenate([_or_zeros(f.atom_pref, f.n_atoms) for f in frames]))
+            if any(f.atom_pref is not None for f in frames)
+            else None,
         )
+
+
+def _or_zeros(values: np.ndarray | None, n: int) -> np.ndarray:
+    return np.zeros(n) if values is None else values
 
 
 def _joined(values: list[np.ndarray | None], rows: list[int], frames: Sequence[Frame]) -> torch.Tensor | None:

@@ -5,6 +5,7 @@ DeePMD layout of one system (A, eV, eV/A; DeePMD-kit documentation, "System"):
     set.*/coord.npy (n_frames, 3 n_atoms)  box.npy (n_frames, 9), rows are lattice vectors
     set.*/energy.npy (n_frames,)  force.npy (n_frames, 3 n_atoms)  virial.npy (n_frames, 9), -dE/d(strain)
     set.*/fparam.npy (n_frames, k)  aparam.npy (n_frames, k n_atoms): parameters, of any number k
+    set.*/atom_pref.npy (n_frames, n_atoms): how much the force of each atom counts (`loss.prefactored_forces`)
     set.*/real_atom_types.npy (n_frames, n_atoms): "mixed_type", compositions differ between frames; -1 is padding.
 The HDF5 form holds the same names as groups and datasets. Names of DeePMD stay in this file.
 """
@@ -26,7 +27,12 @@ HDF5_SUFFIXES = (".h5", ".hdf5")
 XYZ_SUFFIXES = (".xyz", ".extxyz")
 
 # our label -> DeePMD's file, and its numbers per atom (True) or per frame
-_LABEL_FILES = {"energy": ("energy", 1, False), "forces": ("force", 3, True), "virial": ("virial", 9, False)}
+_LABEL_FILES = {
+    "energy": ("energy", 1, False),
+    "forces": ("force", 3, True),
+    "virial": ("virial", 9, False),
+    "atom_pref": ("atom_pref", 1, True),
+}
 
 
 def open_system(path: str | Path, type_map: Sequence[str] | None = None) -> System:
@@ -114,6 +120,11 @@ class DeepmdSystem(System):
     def has(self, label: str) -> bool:
         return any(a is not None for a in self._labels.get(label, []))
 
+    def elements(self) -> set[str]:
+        rows = [self._types] if any(real is None for real in self._real) else []
+        rows += [real.row(k) for real in self._real if real is not None for k in range(real.shape[0])]
+        return {self.type_map[int(t)] for t in np.unique(np.concatenate(rows)) if t >= 0}
+
     def digest(self) -> str:
         digest = hashlib.sha256()
         self._store.hash_into(digest)
@@ -131,7 +142,7 @@ class DeepmdSystem(System):
         keep = types >= 0  # types below zero are DeePMD's padding
         positions = self._coord[s].row(row).reshape(-1, 3)[keep].astype(np.float64)
         cell = self._box[s].row(row).reshape(3, 3).astype(np.float64) if self._periodic else np.zeros((3, 3))
-        energy, forces, virial = (self._label(name, s, row) for name in ("energy", "forces", "virial"))
+        energy, forces, virial, atom_pref = (_row(self._labels[name][s], row) for name in _LABEL_FILES)
         fparam, aparam = (_row(arrays[s], row) for arrays in (self._fparam, self._aparam))
         return Frame(
             positions=positions,
@@ -145,10 +156,8 @@ class DeepmdSystem(System):
             source=source,
             fparam=fparam,
             aparam=None if aparam is None else aparam.reshape(self.n_atoms, -1)[keep],
+            atom_pref=None if atom_pref is None else atom_pref[keep],
         )
-
-    def _label(self, name: str, s: int, row: int) -> np.ndarray | None:
-        return _row(self._labels[name][s], row)
 
     def _parameters(self, set_name: str, name: str, rows: int) -> ArraySource | None:
         """fparam or aparam of a set, or None: any number of them for each of `rows`."""

@@ -9,7 +9,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TypeVar
 
 import numpy as np
 
@@ -18,8 +19,41 @@ from dpsim.data.system import System
 from dpsim.errors import ConfigError, DataError
 from dpsim.neighbors import Edges, neighbor_list
 
-_DRAWS_PER_BLOCK = 4096  # draws of systems are made in blocks, so that step N costs N / 4096 block draws at most
-_SYSTEM_STREAM, _FRAME_STREAM = 0, 1  # names of the random streams derived from the seed
+_DRAWS_PER_BLOCK = 4096  # draws are made in blocks, so that draw N costs N / 4096 block draws at most
+_SYSTEM_STREAM, _FRAME_STREAM, TASK_STREAM = 0, 1, 2  # names of the random streams derived from the seed
+Item = TypeVar("Item")
+
+
+class Draws:
+    """Weighted draws of 0 .. n-1: draw N is a pure function of (seed, stream, N).
+
+    Args: weights (n,) >= 0, not all 0; stream: name of the random stream.
+    """
+
+    def __init__(self, weights: Sequence[float] | np.ndarray, seed: int, stream: int):
+        self._possible = np.flatnonzero(np.asarray(weights) > 0)
+        self._n, self._seed, self._stream = len(weights), seed, stream
+        self._cumulative = np.cumsum(weights)
+        self._block, self._before = -1, np.zeros(self._n, dtype=np.int64)
+        self._drawn = np.zeros(0, dtype=np.int64)
+
+    def at(self, number: int) -> tuple[int, int]:
+        """What draw `number` gives, and how often it was drawn before."""
+        block, offset = divmod(number, _DRAWS_PER_BLOCK)
+        if block < self._block or self._block < 0:
+            self._block, self._before = 0, np.zeros(self._n, dtype=np.int64)
+            self._drawn = self._draw_block(0)
+        while self._block < block:
+            self._before += np.bincount(self._drawn, minlength=self._n)
+            self._block += 1
+            self._drawn = self._draw_block(self._block)
+        drawn = int(self._drawn[offset])
+        return drawn, int(self._before[drawn] + np.count_nonzero(self._drawn[:offset] == drawn))
+
+    def _draw_block(self, block: int) -> np.ndarray:
+        uniform = np.random.default_rng([self._seed, self._stream, block]).random(_DRAWS_PER_BLOCK)
+        drawn = np.searchsorted(self._cumulative, uniform * self._cumulative[-1], side="right")
+        return np.minimum(drawn, self._possible[-1])
 
 
 class BatchSampler:
@@ -49,9 +83,7 @@ class BatchSampler:
         self.seed, self.cutoff = int(seed), float(cutoff)
         self.batch_sizes = batch_sizes(systems, batch_size)
         self.probabilities = system_probabilities(systems, self.batch_sizes, probabilities)
-        self._cumulative = np.cumsum(self.probabilities)
-        self._block, self._drawn_before = -1, np.zeros(len(systems), dtype=np.int64)
-        self._draws = np.zeros(0, dtype=np.int64)
+        self._draws = Draws(self.probabilities, self.seed, _SYSTEM_STREAM)
         self._orders: dict[int, tuple[int, np.ndarray]] = {}
         self._edges = EdgeCache(cache_bytes)
         self._lock = threading.Lock()
@@ -64,7 +96,7 @@ class BatchSampler:
     def frames_at(self, step: int) -> list[tuple[int, int]]:
         """(system, frame) indices of the batch at `step`."""
         with self._lock:
-            system, draw = self._system_at(step)
+            system, draw = self._draws.at(step)
             size, n = self.batch_sizes[system], len(self.systems[system])
             return [(system, self._shuffled(system, p // n, p % n)) for p in range(draw * size, (draw + 1) * size)]
 
@@ -79,39 +111,7 @@ class BatchSampler:
 
     def prefetch(self, start_step: int = 0, depth: int = 2) -> Iterator[Batch]:
         """batch(start_step), batch(start_step + 1), ...: built by a thread, at most `depth` of them ahead."""
-        ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
-        stop = threading.Event()
-        thread = threading.Thread(
-            target=_produce, args=(self, start_step, ready, stop), name="dpsim-prefetch", daemon=True
-        )
-        thread.start()
-        try:
-            while True:
-                item = ready.get()
-                if isinstance(item, BaseException):
-                    raise item
-                yield item
-        finally:
-            stop.set()
-            thread.join(timeout=5.0)
-
-    def _system_at(self, step: int) -> tuple[int, int]:
-        """The system drawn at `step`, and how often it was drawn before."""
-        block, offset = divmod(step, _DRAWS_PER_BLOCK)
-        if block < self._block or self._block < 0:
-            self._block, self._drawn_before = 0, np.zeros(len(self.systems), dtype=np.int64)
-            self._draws = self._draw_block(0)
-        while self._block < block:
-            self._drawn_before += np.bincount(self._draws, minlength=len(self.systems))
-            self._block += 1
-            self._draws = self._draw_block(self._block)
-        system = int(self._draws[offset])
-        return system, int(self._drawn_before[system] + np.count_nonzero(self._draws[:offset] == system))
-
-    def _draw_block(self, block: int) -> np.ndarray:
-        uniform = np.random.default_rng([self.seed, _SYSTEM_STREAM, block]).random(_DRAWS_PER_BLOCK)
-        draws = np.searchsorted(self._cumulative, uniform * self._cumulative[-1], side="right")
-        return np.minimum(draws, np.flatnonzero(self.probabilities)[-1])
+        return prefetch(self.batch, start_step, depth)
 
     def _shuffled(self, system: int, epoch: int, position: int) -> int:
         """The frame at `position` of a system's order in `epoch`."""
@@ -123,14 +123,31 @@ class BatchSampler:
         return int(order[position])
 
 
+def prefetch(make: Callable[[int], Item], start: int = 0, depth: int = 2) -> Generator[Item]:
+    """make(start), make(start + 1), ...: made by a thread, at most `depth` of them ahead."""
+    ready: queue.Queue[Item | BaseException] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+    thread = threading.Thread(target=_produce, args=(make, start, ready, stop), name="dpsim-prefetch", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if isinstance(item, BaseException):
+                raise item
+            yield item
+    finally:
+        stop.set()
+        thread.join(timeout=5.0)
+
+
 def _produce(
-    sampler: BatchSampler, step: int, ready: queue.Queue[Batch | BaseException], stop: threading.Event
+    make: Callable[[int], Item], number: int, ready: queue.Queue[Item | BaseException], stop: threading.Event
 ) -> None:
-    """Put batches (or the error that stopped them) into the queue until told to stop."""
+    """Put items (or the error that stopped them) into the queue until told to stop."""
     while not stop.is_set():
-        item: Batch | BaseException
+        item: Item | BaseException
         try:
-            item = sampler.batch(step)
+            item = make(number)
         except BaseException as error:  # handed to the consumer, who raises it
             item = error
         while not stop.is_set():
@@ -141,7 +158,7 @@ def _produce(
                 continue
         if isinstance(item, BaseException):
             return
-        step += 1
+        number += 1
 
 
 def batch_sizes(systems: Sequence[System], batch_size: int | str | Sequence[int]) -> list[int]:

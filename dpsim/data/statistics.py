@@ -6,7 +6,7 @@ Sums are accumulated frame by frame, so memory does not grow with the data.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -34,6 +34,14 @@ class Statistics:
     max_neighbors_total: int
     min_distance: float
     n_frames: int = 0
+    environment: EnvironmentSums | None = None
+
+    def with_sel(self, sel: Sequence[int] | int) -> Statistics:
+        """The same with other neighbour slots, for numbers of `compute_statistics`."""
+        if self.environment is None:
+            return self
+        davg, dstd = self.environment.mean_and_std(int(np.sum(sel)))
+        return replace(self, davg=davg, dstd=dstd)
 
 
 def compute_statistics(
@@ -70,7 +78,20 @@ def compute_statistics(
         max_neighbors_total=environment.max_neighbors_total,
         min_distance=environment.min_distance,
         n_frames=len(taken),
+        environment=environment,
     )
+
+
+def energy_bias(
+    systems: Sequence[System], type_map: Sequence[str], *, n_frames: int | None = 1000, seed: int = 0
+) -> np.ndarray:
+    """The energy bias (n_types,) eV of `compute_statistics`, alone: nothing but energies and compositions is used."""
+    bias = EnergyBias(len(type_map))
+    for system, k in sample_frames(systems, n_frames, seed):
+        frame = systems[system].frame(k).with_type_map(type_map)
+        if frame.energy is not None:
+            bias.add(np.bincount(frame.types, minlength=len(type_map)), frame.energy)
+    return bias.solve()
 
 
 def auto_sel(stats: Statistics, factor: float = 1.1) -> list[int]:

@@ -1,4 +1,4 @@
-"""Where DeePMD's arrays lie: `NpyStore` (folders of .npy, mapped into memory) and `Hdf5Store` (one HDF5 file).
+"""Where DeePMD's arrays lie: `NpyStore` (folders of .npy) and `Hdf5Store` (one HDF5 file).
 
 Both give one frame's row at a time, so that memory holds the frames in use and never the set.
 """
@@ -48,7 +48,7 @@ class Store(Protocol):
 
 
 class NpyArray:
-    """One .npy file. Rows are mapped when read and unmapped after: thousands of files stay within the handle limit."""
+    """One .npy file, closed between reads: thousands of files stay within the handle limit."""
 
     def __init__(self, path: Path):
         try:
@@ -65,10 +65,10 @@ class NpyArray:
         self._order: Any = "F" if mapped.flags.f_contiguous and not mapped.flags.c_contiguous else "C"
 
     def row(self, k: int) -> np.ndarray:
-        if self._order == "C":  # map the one row only
+        if self._order == "C":  # read the one row only: mapping it would take ten times as long
             width = int(np.prod(self.shape[1:], dtype=np.int64))
             offset = self._offset + k * width * self._dtype.itemsize
-            return np.array(np.memmap(self._path, self._dtype, "r", offset, (width,)))
+            return np.fromfile(self._path, self._dtype, width, offset=offset)
         return np.array(np.memmap(self._path, self._dtype, "r", self._offset, self.shape, "F")[k]).reshape(-1)
 
 

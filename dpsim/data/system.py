@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dpsim.data.frame import Frame
 
-LABELS = ("energy", "forces", "virial")
+LABELS = ("energy", "forces", "virial", "atom_pref")
 
 
 class System(ABC):
@@ -32,7 +32,11 @@ class System(ABC):
 
     @abstractmethod
     def has(self, label: str) -> bool:
-        """Whether any frame carries this label: "energy", "forces" or "virial"."""
+        """Whether any frame carries this label, one of LABELS."""
+
+    def elements(self) -> set[str]:
+        """The elements that occur in its frames; a subclass whose type_map may name more says which."""
+        return set(self.type_map)
 
     @abstractmethod
     def digest(self) -> str:

@@ -53,6 +53,7 @@ def validate_frame(frame: Frame, type_map: Sequence[str] | None = None) -> None:
 def _check_shapes(frame: Frame, where: str) -> None:
     n = len(frame.types)
     expected = {"positions": (n, 3), "types": (n,), "cell": (3, 3), "pbc": (3,), "forces": (n, 3), "virial": (3, 3)}
+    expected["atom_pref"] = (n,)
     if n == 0:
         raise DataError(f"{where}: `types` is empty; expected at least one atom. Remove the frame.")
     for name, shape in expected.items():
@@ -64,13 +65,13 @@ def _check_shapes(frame: Frame, where: str) -> None:
 
 
 def _check_finite(frame: Frame, where: str) -> None:
-    for name in ("positions", "cell", "energy", "forces", "virial", "fparam", "aparam"):
+    for name in ("positions", "cell", "energy", "forces", "virial", "fparam", "aparam", "atom_pref"):
         value = getattr(frame, name)
         if value is None or np.isfinite(value).all():
             continue
         array = np.asarray(value)
         index = tuple(int(k) for k in np.argwhere(~np.isfinite(array))[0])
-        of_atoms = name in ("positions", "forces", "aparam")
+        of_atoms = name in ("positions", "forces", "aparam", "atom_pref")
         at = f"atom {index[0]}" if of_atoms else f"component {index}" if index else "the frame"
         raise DataError(
             f"{where}: `{name}` of {at} is {array[index]}; expected a finite number. "
@@ -91,6 +92,11 @@ def _check_types(frame: Frame, where: str) -> None:
 def _check_magnitudes(frame: Frame, where: str) -> None:
     """Numbers that no atoms have in A, eV, eV/A: the data are in other units."""
     n = frame.n_atoms
+    if frame.atom_pref is not None and frame.atom_pref.min() < 0:
+        atom = int(frame.atom_pref.argmin())
+        raise DataError(
+            f"{where}: `atom_pref` of atom {atom} is {frame.atom_pref[atom]:g}; expected a number >= 0. Correct it."
+        )
     if frame.forces is not None:
         norm = np.linalg.norm(frame.forces, axis=1)
         atom = int(norm.argmax())

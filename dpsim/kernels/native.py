@@ -15,7 +15,7 @@ import torch
 from dpsim.errors import DpsimError
 from dpsim.kernels.location import library_path
 
-ABI = 3  # DPSIM_ABI of csrc/include/dpsim.h
+ABI = 4  # DPSIM_ABI of csrc/include/dpsim.h
 INVALID_ARGUMENT = 1  # of dpsim_status
 ISA_NAMES = {1: "scalar", 2: "AVX2", 3: "AVX-512"}
 SUFFIX = {torch.float32: "f32", torch.float64: "f64"}
@@ -64,6 +64,9 @@ _SIGNATURES = {
     "line_graph_forward": [*[c_void_p] * 3, POINTER(Execution)],
     "line_graph_backward": [*[c_void_p] * 4, POINTER(Execution)],
     "line_graph_backward_twice": [*[c_void_p] * 7, POINTER(Execution)],
+    "pair_attention_forward": [*[c_void_p] * 2, POINTER(Execution)],
+    "pair_attention_backward": [*[c_void_p] * 3, POINTER(Execution)],
+    "pair_attention_backward_twice": [*[c_void_p] * 5, POINTER(Execution)],
     **{
         f"neighbor_{name}": [*_neighbors, *[c_void_p] * 4, POINTER(Execution)]
         for name in ("sum", "dot", "spread", "weight")

@@ -26,7 +26,7 @@ from dpsim.kernels import native
 from dpsim.kernels.activation import activation, slope
 from dpsim.kernels.neighbor_sum import neighbor_sum_reference
 
-KEEP_BYTES = 256 * 2**20  # G and G' larger than this are evaluated again in the backward pass, not kept
+KEEP_BYTES = 16 * 2**20  # G and G' larger than this are evaluated again in the backward pass, not kept: as fast
 
 
 class DenseLayer(NamedTuple):

@@ -1,9 +1,9 @@
 """The model file: one `.dpsim` file of weights (safetensors) and a JSON header with everything else.
 
-Header: format_version, kind (model; student: a tabulated one; linear: a combination; pair_potential: a table),
-package_version, config, type_map, units, rcut (A), precision, provenance (data names and hashes, training metrics,
-seed, licence, citation, ...), sha256 of header and weights. Loading it runs no code: the config goes through pydantic,
-the weights must have exactly the names, shapes and dtypes that it implies.
+Header: format_version, kind (model; multi_task: several that share weights; student: a tabulated one; linear: a
+combination; pair_potential: a table), package_version, config, type_map, units, rcut (A), precision, provenance (data
+names and hashes, training metrics, seed, licence, citation, ...), sha256 of header and weights. Loading it runs no
+code: the config goes through pydantic, the weights must have exactly the names, shapes and dtypes that it implies.
 """
 
 from __future__ import annotations
@@ -19,12 +19,14 @@ from torch import Tensor
 
 from dpsim import config as config_module
 from dpsim.errors import ConfigError, ModelFileError, did_you_mean
+from dpsim.files import atomic_write
 from dpsim.models import container
 from dpsim.models.config import ModelConfig
 from dpsim.models.container import package_version
 from dpsim.models.deepmd import files as deepmd
 from dpsim.models.energy_model import EnergyModel
 from dpsim.models.linear_model import LinearConfig, LinearModel
+from dpsim.models.multi_task import MultiTaskConfig, MultiTaskModel, header_of_head, pick_head, tensors_of_head
 from dpsim.models.pair_table import PairPotential
 from dpsim.models.pair_table_config import Grid, PairPotentialConfig
 from dpsim.models.potential import DTYPES
@@ -38,8 +40,9 @@ UNITS = {"length": "Angstrom", "energy": "eV", "force": "eV/Angstrom", "virial":
 
 AnyModel = EnergyModel | Student | LinearModel | PairPotential
 AnyConfig = ModelConfig | StudentConfig | LinearConfig | PairPotentialConfig
-_KINDS: dict[str, tuple[type[AnyConfig], type[AnyModel]]] = {
+_KINDS: dict[str, tuple[type[AnyConfig | MultiTaskConfig], type[AnyModel | MultiTaskModel]]] = {
     "model": (ModelConfig, EnergyModel),
+    "multi_task": (MultiTaskConfig, MultiTaskModel),
     "student": (StudentConfig, Student),
     "linear": (LinearConfig, LinearModel),
     "pair_potential": (PairPotentialConfig, PairPotential),
@@ -50,7 +53,7 @@ _UPGRADES: dict[int, Callable[[dict[str, Any]], dict[str, Any]]] = {}
 
 def save_model(
     path: str | Path,
-    model: AnyModel,
+    model: AnyModel | MultiTaskModel,
     provenance: Mapping[str, Any] | None = None,
     weights: Mapping[str, Tensor] | None = None,
 ) -> None:
@@ -60,11 +63,11 @@ def save_model(
     values for the model's state_dict, such as averaged ones.
     Raises: ModelFileError if a weight is not finite or the provenance is not JSON.
     """
-    container.atomic_write(path, model_bytes(model, provenance, weights, path))
+    atomic_write(path, model_bytes(model, provenance, weights, path))
 
 
 def model_bytes(
-    model: AnyModel,
+    model: AnyModel | MultiTaskModel,
     provenance: Mapping[str, Any] | None = None,
     weights: Mapping[str, Tensor] | None = None,
     path: str | Path = "model",
@@ -100,8 +103,8 @@ def load_model(
     """Load a model or a student by path, or a bundled one by name (`load_model("water-pbe0ts")`).
 
     Files of DeePMD-kit (.dp, .yaml, .json; checkpoints .pt) are read as they are.
-    Args: precision: evaluate in this precision instead of the file's; head: of a checkpoint with several, which a name
-    may also carry (`load_model("checkpoint.pt:water")`).
+    Args: precision: evaluate in this precision instead of the file's; head: of a file with several, which a name may
+    also carry (`load_model("model.dpsim:water")`).
     Returns: the model, in evaluation mode; `model.metadata` is the file's header.
     Raises: ModelFileError if there is no such model, or the file is corrupt, truncated, hostile or too new;
     UnsupportedModelError, naming the kind, for a foreign model that dpsim does not evaluate.
@@ -110,13 +113,16 @@ def load_model(
     head = _head(name_or_path, head)
     if path.suffix in deepmd.SUFFIXES:
         return _foreign(path, head, precision).to(device).eval()
-    if head is not None:
-        raise ModelFileError(f"`head` is {head!r}, but `{path}` holds one model; expected none. Leave it out.")
     header, tensors = container.read(path)
     header, config = _checked(header, path)
     with torch.device("meta"):  # names and shapes first: a hostile config costs no memory
         container.check_tensors(tensors, _build(config).state_dict(), path)
-    model = _build(_with_precision(config, precision))
+    if isinstance(config, MultiTaskConfig):
+        head = pick_head(config, head, path)
+        header, config, tensors = header_of_head(header, config, head), config.model, tensors_of_head(tensors, head)
+    elif head is not None:
+        raise ModelFileError(f"`head` is {head!r}, but `{path}` holds one model; expected none. Leave it out.")
+    model: AnyModel = _build(_with_precision(config, precision))
     model.load_state_dict(tensors)
     model.metadata = header
     return model.to(device).eval()
@@ -169,20 +175,23 @@ def load_trainable(
     return model
 
 
-def _build(config: AnyConfig) -> AnyModel:
+def _build(config: AnyConfig | MultiTaskConfig) -> Any:
     build: Any = next(own for of, own in _KINDS.values() if isinstance(config, of))
-    return cast(AnyModel, build(config))
+    return build(config)
 
 
 def read_header(name_or_path: str | Path) -> dict[str, Any]:
     """The header of a model file, upgraded to the present version, for `dpsim show`. Raises ModelFileError.
 
-    Of a file of DeePMD-kit: what it holds; of a checkpoint with several heads, the heads.
+    Of a file of DeePMD-kit: what it holds; of a file with several heads, the heads.
     """
     path = find_model(name_or_path)
+    head = _head(name_or_path, None)
     if path.suffix in deepmd.SUFFIXES:
-        return deepmd.describe(path, _head(name_or_path, None))
+        return deepmd.describe(path, head)
     header, config = _checked(container.read_header(path), path)
+    if isinstance(config, MultiTaskConfig):
+        header = {"heads": config.heads, **header} if head is None else header_of_head(header, config, head)
     caveat = getattr(config, "caveat", "")
     return {"warning": caveat, **header} if caveat else header
 
@@ -240,10 +249,10 @@ def find_model(name_or_path: str | Path) -> Path:
 
 
 def split_head(name_or_path: str | Path) -> tuple[str, str | None]:
-    """`checkpoint.pt:water` -> the file and the head; any other name or path, and None."""
+    """`model.dpsim:water`, `checkpoint.pt:water` -> the file and the head; any other name or path, and None."""
     name = str(name_or_path)
     path, colon, head = name.rpartition(":")
-    return (path, head) if colon and path.endswith(".pt") else (name, None)
+    return (path, head) if colon and path.endswith((SUFFIX, ".pt")) else (name, None)
 
 
 def is_path(name: str) -> bool:
@@ -260,7 +269,7 @@ def _head(name_or_path: str | Path, head: str | None) -> str | None:
     return head if named is None else named
 
 
-def _checked(header: dict[str, Any], path: Path) -> tuple[dict[str, Any], AnyConfig]:
+def _checked(header: dict[str, Any], path: Path) -> tuple[dict[str, Any], AnyConfig | MultiTaskConfig]:
     """Header of the present version and its config. Raises ModelFileError."""
     version = header.get("format_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
@@ -288,9 +297,11 @@ def _checked(header: dict[str, Any], path: Path) -> tuple[dict[str, Any], AnyCon
     return header, config
 
 
-def _unresolved(config: AnyConfig) -> bool:
+def _unresolved(config: AnyConfig | MultiTaskConfig) -> bool:
     """Whether something is still to be taken from data or files, as in a train.yaml."""
     match config:
+        case MultiTaskConfig():
+            return _unresolved(config.model)
         case LinearConfig():
             return any(_unresolved(member) for member in config.members)
         case PairPotentialConfig():

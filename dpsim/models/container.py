@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,6 +20,7 @@ from safetensors import torch as safetensors_torch
 from torch import Tensor
 
 from dpsim.errors import ModelFileError
+from dpsim.files import atomic_write
 
 KEY = "dpsim"
 _MAX_INDEX_BYTES = 16 << 20  # names, shapes and header; a model has some tens of kilobytes
@@ -45,21 +45,6 @@ def to_bytes(tensors: Mapping[str, Tensor], header: Mapping[str, Any]) -> bytes:
     data = _data(safetensors_torch.save(tensors))
     full = {**header, "sha256": _digest(header, data)}
     return safetensors_torch.save(tensors, {KEY: json.dumps(full, allow_nan=False)})
-
-
-def atomic_write(path: str | Path, content: bytes) -> None:
-    """Replace a file by new content in one step that survives a crash at any moment."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_header(path: str | Path, kind: str = "model file") -> dict[str, Any]:

@@ -92,14 +92,6 @@ class Graph:
         keep = torch.linalg.vector_norm(self.edge_vec.detach(), dim=1) <= cutoff
         return self if bool(keep.all()) else self.select(keep)
 
-    def angles(self, cutoff: float) -> Pairs:
-        """The angles at all centres: ordered pairs of edges (ij, ik) of one centre, both not longer than `cutoff`.
-
-        j = k is among them: angles of zero, which `pairs.distinct()` drops.
-        """
-        short = torch.linalg.vector_norm(self.edge_vec.detach(), dim=1) <= cutoff
-        return pairs_within(torch.where(short, self.center, self.n_atoms), self.n_atoms)
-
     def neighbor_counts(self) -> Tensor:
         """(n_atoms, n_types): the number of neighbours of each type."""
         n = len(self.counts)
@@ -178,12 +170,6 @@ class Pairs(NamedTuple):
     first: Tensor
     second: Tensor
     offsets: Tensor
-
-    def distinct(self) -> Pairs:
-        """Without the pairs of a thing with itself."""
-        keep = self.first != self.second
-        first = self.first[keep]
-        return Pairs(first, self.second[keep], starts(torch.bincount(first, minlength=len(self.offsets) - 1)))
 
 
 def pairs_within(group: Tensor, n_groups: int) -> Pairs:

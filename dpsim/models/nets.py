@@ -6,7 +6,6 @@ Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 48-49 and the act
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -118,25 +117,3 @@ class LayerNorm(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.addcmul(self.bias, scaled_rows(x, 1.0, True, self.eps), self.weight)
-
-
-def smooth_softmax(logits: Tensor, n_more: int) -> Tensor:
-    """Softmax over the last axis and `n_more` entries of logit 0 beside it, which are not returned."""
-    return _SmoothSoftmax.apply(logits, n_more)
-
-
-class _SmoothSoftmax(torch.autograd.Function):
-    """The other entries have no gradient, so it is that of a softmax, x_bar = y (y_bar - y.y_bar), of a smaller y."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, n_more: int) -> Tensor:
-        y = torch.softmax(x, -1)
-        one_over_z = y[..., :1] * torch.exp(-x[..., :1])  # y = exp(x)/Z; n_more exp(0) join the sum Z
-        y /= 1 + n_more * one_over_z
-        ctx.save_for_backward(y)
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, y_bar: Tensor) -> tuple[Tensor, None]:
-        (y,) = ctx.saved_tensors
-        return torch._softmax_backward_data(y_bar, y, -1, y.dtype), None

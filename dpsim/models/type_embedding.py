@@ -28,9 +28,11 @@ class TypeEmbedding(MLP):
         dtype: torch.dtype = torch.float64,
     ):
         n_types = len(type_map)
-        type_input = electron_configuration(type_map).to(dtype) if econf else torch.eye(n_types, dtype=dtype)
+        one_hot = torch.zeros(n_types, n_types, dtype=dtype).fill_diagonal_(1)  # not torch.eye: see normal_parameter
+        type_input = electron_configuration(type_map).to(dtype) if econf else one_hot
         super().__init__(type_input.shape[1], [dim], "linear", bias=bias, generator=generator, dtype=dtype)
         self.register_buffer("type_input", type_input, persistent=False)
+        self.econf = econf
 
     def forward(self) -> Tensor:  # type: ignore[override]  # its input is its own
         """T (n_types, dim)."""

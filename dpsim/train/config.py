@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, cast
 
 from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 
-from dpsim.config import FilePath, StrictModel, Time
+from dpsim.config import FilePath, Force, ModelName, StrictModel, Time
 from dpsim.models.config import ModelConfig
+from dpsim.models.multi_task import HeadName, Sharing
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
@@ -27,11 +28,17 @@ class DataConfig(StrictModel):
     )
     validation: list[FilePath] = Field([], description="data never trained on; decides which model is the best one")
     batch_size: PositiveInt | str = Field(
-        "auto", description='frames per step, or "auto" / "auto:N": the fewest frames with at least N (32) atoms'
+        "auto",
+        description='frames per step, or "auto" / "auto:N": the fewest frames with at least N (32) atoms, "max:N": the '
+        "most frames with at most N atoms",
     )
     probabilities: str | list[NonNegativeFloat] = Field(
         "prob_sys_size", description="how a system is drawn: prob_sys_size, prob_uniform, or one weight per system"
     )
+    frames: PositiveInt | None = Field(
+        None, description="train on this many frames only, drawn at random: fewer ones are among more; default: all"
+    )
+    frames_seed: NonNegativeInt = Field(0, description="of the random order that `frames` takes the first ones of")
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -61,7 +68,32 @@ class LossConfig(StrictModel):
     energy: Prefactor = Prefactor(start=0.02, limit=1.0)
     forces: Prefactor = Prefactor(start=1000.0, limit=1.0)
     virial: Prefactor = Prefactor(start=0.02, limit=1.0)
+    relative_energy: Prefactor = Field(
+        Prefactor(start=0.0, limit=0.0), description="of energy differences between frames of one composition"
+    )
+    prefactored_forces: Prefactor = Field(
+        Prefactor(start=0.0, limit=0.0), description="of forces weighted atom by atom, with `atom_pref` in the data"
+    )
+    relative_forces: Force | None = Field(
+        None, description="errors of forces are divided by the length of the force plus this; default: they are not"
+    )
     huber_delta: PositiveFloat = Field(0.01, description="where the Huber loss turns linear: eV/atom and eV/A")
+
+    @model_validator(mode="after")
+    def _check(self) -> LossConfig:
+        if self.relative_forces is not None and (self.relative_forces <= 0 or self.kind == "huber"):
+            raise ValueError(
+                f"`relative_forces` is {self.relative_forces:g} eV/A with the {self.kind} loss; expected a force above "
+                "0, and mse: a relative error has no eV/A for `huber_delta` to count. Change one of the two."
+            )
+        return self
+
+
+class TaskConfig(DataConfig):
+    """One of several data sets that a model learns from at once."""
+
+    weight: PositiveFloat = Field(1.0, description="share of the draws, relative to the other tasks")
+    loss: LossConfig | None = Field(None, description="default: the loss of the run")
 
 
 class OptimizerConfig(StrictModel):
@@ -127,21 +159,57 @@ class ProvenanceConfig(StrictModel):
     citation: str = ""
 
 
+class ReplayConfig(StrictModel):
+    """Data of the pre-training that a fine-tuning run goes on learning, so that it does not forget them."""
+
+    tasks: dict[HeadName, TaskConfig] = Field(min_length=1, description="by the name of the head that each belongs to")
+    share: Annotated[float, Field(gt=0, lt=1)] = Field(0.5, description="of the draws, of all these tasks together")
+    name: HeadName = Field("downstream", description="of the head for the new data")
+
+
+Guard = Literal["elements", "energies", "virials", "learning_rate"]
+
+
+class InitConfig(StrictModel):
+    """Fine-tuning: which trained model to start from, and what of it to keep."""
+
+    model: ModelName = Field(description="file or file:head; the descriptor and its statistics are taken from it")
+    head: Literal["keep", "fresh"] = Field("keep", description="the head's fitting net, or a new one of random weights")
+    energy_bias: Literal["refit", "keep"] = Field(
+        "refit", description="fitted to the new data: least squares of label minus prediction, or as it is in the file"
+    )
+    freeze: list[str] = Field(
+        [], description="parts whose weights stay, by name: descriptor, fitting, descriptor.repinit, ..."
+    )
+    replay: ReplayConfig | None = Field(None, description="data of the pre-training to go on learning")
+    override: list[Guard] = Field([], description="guards that warn only (dpsim/train/guards.py)")
+    trial_steps: PositiveInt = Field(
+        100, description="steps after the warm-up, after which the loss is compared with the start"
+    )
+
+
 class TrainConfig(StrictModel):
     """A training run."""
 
-    model: ModelConfig
-    data: DataConfig
+    model: ModelConfig = Field(cast(ModelConfig, None), description="may be left out with `init_from`: as in the file")
+    data: DataConfig | None = Field(None, description="one set of data")
+    tasks: dict[HeadName, TaskConfig] = Field({}, description="several sets, by name, each with a head of its own")
+    heads: Sharing = Field(
+        "separate", description="of tasks: a fitting net for each, or one (encoded) that gets the code of the task"
+    )
     loss: LossConfig = LossConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     ema: EmaConfig | None = Field(None, description="average the weights; off by default")
-    init_from: FilePath | None = Field(
+    init_from: ModelName | InitConfig | None = Field(
         None,
-        description="a .dpsim file, or one of DeePMD-kit's (.dp, .yaml, .json, .pt, .pt:head), of the same model: "
-        "start from its weights and statistics instead of the seed",
+        description="a .dpsim file, or one of DeePMD-kit's (.dp, .yaml, .json, .pt), with :head if there are several: "
+        "start from its weights and statistics instead of the seed, or in the long form fine-tune it for other data",
     )
     steps: PositiveInt = Field(description="number of optimisation steps of the whole run")
+    batches_per_step: PositiveInt | None = Field(
+        None, description="batches whose mean gradient makes a step; default: one for each process of the run"
+    )
     seed: NonNegativeInt = Field(0, description="of the initial weights and of the order of the data")
     log_every: PositiveInt = Field(100, description="steps between lines of lcurve.csv")
     validation: ValidationConfig = ValidationConfig()
@@ -162,4 +230,21 @@ class TrainConfig(StrictModel):
                 f"`schedule.warmup_steps` is {self.schedule.warmup_steps}; expected less than `steps` = {self.steps}. "
                 "Shorten the warm-up."
             )
+        if (self.data is None) == (not self.tasks):
+            raise ValueError("`data` and `tasks` are both or neither given; expected one. Give the data of the run.")
+        if not self.model and self.init_from is None:
+            raise ValueError("`model` is missing; expected a value. Add it, or `init_from`.")
+        replay = self.init_from.replay if isinstance(self.init_from, InitConfig) else None
+        if replay is not None and replay.name not in self.tasks and (self.data is None or replay.name in replay.tasks):
+            raise ValueError(
+                f"`init_from.replay` has the tasks {', '.join(replay.tasks)} beside {replay.name}; expected `data`, to "
+                "learn under a name of its own. Correct the names."
+            )
+        if self.heads == "encoded" and not self.tasks:
+            raise ValueError("`heads` is encoded without `tasks`; expected tasks to encode. Remove `heads`.")
         return self
+
+    @property
+    def sets(self) -> dict[str, DataConfig]:
+        """The data by name of its task; "" is the one of `data`."""
+        return {"": self.data} if self.data is not None else dict(self.tasks)

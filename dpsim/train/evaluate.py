@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from dpsim.calculators.base import Calculator, calculator_of
 from dpsim.data.frame import Batch, Frame, Prediction
@@ -66,17 +68,24 @@ def _labelled(batch: Batch) -> dict[str, bool]:
 class Validator:
     """Judges a model on a fixed set of frames while it trains."""
 
-    def __init__(self, systems: Sequence[System], n_frames: int, config: LossConfig):
+    def __init__(self, systems: Sequence[System], n_frames: int, config: LossConfig, cache_bytes: int = 1 << 27):
         self.systems, self.config = list(systems), config
         self.picks = spread_frames(systems, n_frames)
-        self._cache = EdgeCache(1 << 27)
+        self._cache = EdgeCache(cache_bytes)
+
+    def with_loss(self, config: LossConfig) -> Validator:
+        """The same frames, judged by another loss."""
+        other = copy(self)
+        other.config = config
+        return other
 
     def __call__(self, model: EnergyModel) -> tuple[float, SquaredErrors]:
         """The loss per frame with the prefactors of the end of training (the score: lower is better), and errors."""
         total, errors = 0.0, SquaredErrors()
         for batch in batches(self.systems, self.picks, model, self._cache):
             batch, prediction = predict(model, batch)
-            result = loss(prediction, batch, limit_prefactors(self.config), self.config.kind, self.config.huber_delta)
+            of = self.config
+            result = loss(prediction, batch, limit_prefactors(of), of.kind, of.huber_delta, of.relative_forces)
             total += float(result.per_frame.sum())
             errors += result.errors
         return total / len(self.picks), errors
@@ -117,11 +126,20 @@ QUANTITIES = {"energy": "meV/atom", "forces": "meV/A", "virial": "meV/atom"}
 
 @dataclass
 class SetErrors:
-    """Labels and predictions of one data set: energy and virial per atom (meV/atom), forces (meV/A)."""
+    """Labels and predictions of one data set: energy and virial per atom (meV/atom), forces (meV/A).
+
+    fractions: of each frame with an energy, the share of each of `n_types` elements in its atoms.
+    model: which one was tested; weight: of the set in averages; shift: what was added to the energy bias first, eV.
+    """
 
     name: str
     n_frames: int = 0
     pairs: dict[str, Pairs] = field(default_factory=lambda: {q: Pairs() for q in QUANTITIES})
+    n_types: int = 0
+    fractions: list[np.ndarray] = field(default_factory=list)
+    model: str = ""
+    weight: float = 1.0
+    shift: dict[str, float] | None = None
 
     def add(self, batch: Batch, prediction: Prediction) -> None:
         """Count one batch in, 1000 times its values: meV."""
@@ -130,6 +148,7 @@ class SetErrors:
         if batch.energy is not None and batch.has_energy is not None:
             has = batch.has_energy.cpu().numpy() > 0
             self._add("energy", batch.energy, prediction.energy, has, n)
+            self.fractions += [x for x, h in zip(_fractions(batch, self.n_types), has, strict=True) if h]
         if batch.forces is not None and batch.has_forces is not None and prediction.forces is not None:
             has = (batch.has_forces > 0)[batch.frame_index].cpu().numpy()
             self._add("forces", batch.forces, prediction.forces, has, np.ones(batch.n_atoms))
@@ -145,20 +164,34 @@ class SetErrors:
 
     def metrics(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {
-            "name": self.name,
-            "n_frames": self.n_frames,
-            **{q: {"unit": unit, **self.pairs[q].metrics()} for q, unit in QUANTITIES.items()},
-        }
+        found: dict[str, Any] = {q: {"unit": unit, **self.pairs[q].metrics()} for q, unit in QUANTITIES.items()}
+        if found["energy"]["n"] and self.fractions:
+            found["energy"]["label_std_in_composition"] = self._std_in_composition()
+        more = {"model": self.model, "weight": self.weight, "energy_bias_shift_eV": self.shift} if self.model else {}
+        return {"name": self.name, "n_frames": self.n_frames, **more, **found}
+
+    def _std_in_composition(self) -> float:
+        """The standard deviation of energies about the best constant per element: what composition alone cannot say."""
+        label, x = self.pairs["energy"].arrays()[0], np.array(self.fractions)
+        label = label - label.mean()
+        return float((label - x @ np.linalg.lstsq(x, label, rcond=None)[0]).std())
+
+
+def _fractions(batch: Batch, n_types: int) -> np.ndarray:
+    """(n_frames, n_types): the share of each type in the atoms of each frame."""
+    n = batch.n_frames
+    counts = torch.bincount(batch.frame_index * n_types + batch.types, minlength=n * n_types).view(n, n_types)
+    fractions: np.ndarray = (counts.double() / batch.n_atoms_per_frame[:, None]).cpu().numpy()
+    return fractions
 
 
 def evaluate_systems(
-    model: Potential, systems: Sequence[System], name: str, max_frames: int | None = None
+    model: Potential | Calculator, systems: Sequence[System], name: str, max_frames: int | None = None
 ) -> SetErrors:
     """Compare a model with the labels of some systems, all frames or an even spread of them."""
     picks = all_frames(systems) if max_frames is None else spread_frames(systems, max_frames)
-    calculator = calculator_of(model)
-    result = SetErrors(name)
+    calculator = model if isinstance(model, Calculator) else calculator_of(model)
+    result = SetErrors(name, n_types=len(calculator.type_map))
     for batch in batches(systems, picks, calculator):
         result.add(batch, calculator.compute(batch, **_labelled(batch)))
     return result

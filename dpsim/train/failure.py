@@ -10,7 +10,7 @@ from torch import Tensor
 
 from dpsim.data.frame import Batch
 from dpsim.errors import TrainingError
-from dpsim.models.container import atomic_write
+from dpsim.files import atomic_write
 
 
 def training_error(

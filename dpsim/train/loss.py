@@ -1,15 +1,20 @@
 """The training loss: pure functions of a prediction and the labels of its batch.
 
-For the n frames k of a batch, N_k atoms each, prefactors p and a mask h (1 where the label exists, else 0):
+For the n frames k of a batch, N atoms each, prefactors p and a mask h (1 where the label exists, else 0):
 
-    L = 1/n sum_k [ p_E h_k L_E + p_F h_k L_F + p_W h_k L_W ]
+    L = 1/n sum_k [ p_E h L_E + p_F h L_F + p_W h L_W + p_R L_R + p_A h L_A ]
     mse:    L_E = dE^2 / N      L_F = sum dF^2 / 3N      L_W = sum dW^2 / 9N
     huber:  L_E = H(dE / N)     L_F = sum H(dF) / 3N     L_W = sum H(dW / N) / 9
             H(x) = x^2 / 2 for |x| <= delta, else delta (|x| - delta / 2)
+    relative energy, over the m - 1 other labelled frames l of the batch with the atoms of k (0 without any):
+            L_R = 1/(m - 1) sum_l (dE_k - dE_l)^2 / N,  in the Huber loss H((dE_k - dE_l) / N)
+    atoms weighted by q_i (`atom_pref`):   L_A = sum q_i dF_i^2 / 3N,  in the Huber loss sum q_i H(dF_i) / 3N
+    relative forces, in L_F and L_A:       dF_i / (|F_i| + nu) for dF_i, with F_i the label
     p(t) = p_limit (1 - d(t)) + p_start d(t),  d(t) = lr(t) / lr(0)
 
-Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 58-62; Huber as in DeePMD-kit's energy loss and
-DPA-2, npj Comput. Mater. 10, 293 (2024).
+(dE_k - dE_l is the error of the difference of two conformations: what both have in common drops out.)
+Source: DeePMD-kit v2, J. Chem. Phys. 159, 054801 (2023), Eqs. 58-65; nu, which Eq. 65 lacks, as DeePMD-kit's
+`relative_f`; Huber as in DeePMD-kit's energy loss and DPA-2, npj Comput. Mater. 10, 293 (2024).
 """
 
 from __future__ import annotations
@@ -26,16 +31,19 @@ from dpsim.train.config import LossConfig
 
 
 class Prefactors(NamedTuple):
-    """Weights of the energy, force and virial terms at one step."""
+    """Weights of the terms at one step."""
 
     energy: float
     forces: float
     virial: float
+    relative_energy: float = 0.0
+    prefactored_forces: float = 0.0
 
 
 def prefactors(config: LossConfig, decay: float) -> Prefactors:
-    """p(t) = p_limit (1 - d) + p_start d for the three terms; `decay` is d(t), 1 at the first step."""
-    return Prefactors(*(p.limit * (1 - decay) + p.start * decay for p in (config.energy, config.forces, config.virial)))
+    """p(t) = p_limit (1 - d) + p_start d for each term; `decay` is d(t), 1 at the first step."""
+    terms = (getattr(config, name) for name in Prefactors._fields)
+    return Prefactors(*(p.limit * (1 - decay) + p.start * decay for p in terms))
 
 
 def limit_prefactors(config: LossConfig) -> Prefactors:
@@ -78,31 +86,45 @@ class Loss(NamedTuple):
     errors: SquaredErrors
 
 
-def loss(prediction: Prediction, batch: Batch, weights: Prefactors, kind: str = "mse", delta: float = 0.01) -> Loss:
+def loss(
+    prediction: Prediction,
+    batch: Batch,
+    weights: Prefactors,
+    kind: str = "mse",
+    delta: float = 0.01,
+    relative_forces: float | None = None,
+) -> Loss:
     """The loss of a batch. Terms that the prediction lacks, or with no label, count zero.
 
-    Args: weights: prefactors of this step; kind: "mse" or "huber"; delta: eV/atom and eV/A, of Huber.
+    Args: weights: prefactors of this step; kind: "mse" or "huber"; delta: eV/atom and eV/A, of Huber;
+    relative_forces: nu, eV/A (None: errors of forces count as they are).
     """
+    huber = delta if kind == "huber" else None
     n_atoms = batch.n_atoms_per_frame.to(torch.float64)
     errors = SquaredErrors()
     per_frame = torch.zeros_like(n_atoms)
     if batch.energy is not None and batch.has_energy is not None:
         d = (prediction.energy - batch.energy) * batch.has_energy / n_atoms
-        squares = d * d
-        per_frame = per_frame + weights.energy * (_huber(d, delta) if kind == "huber" else squares * n_atoms)
-        errors.energy, errors.n_energy = float(squares.detach().sum()), float(batch.has_energy.sum())
+        per_frame = per_frame + weights.energy * _per_atom_term(d, n_atoms, huber)
+        if weights.relative_energy:
+            per_frame = per_frame + weights.relative_energy * _relative_energy(d, n_atoms, batch, huber)
+        errors.energy, errors.n_energy = float((d * d).detach().sum()), float(batch.has_energy.sum())
     if prediction.forces is not None and batch.forces is not None and batch.has_forces is not None:
-        d = prediction.forces.to(torch.float64) - batch.forces
-        squares = _sum_over_atoms(d * d, batch) * batch.has_forces
-        term = _sum_over_atoms(_huber(d, delta), batch) * batch.has_forces if kind == "huber" else squares
-        per_frame = per_frame + weights.forces * term / (3 * n_atoms)
-        errors.forces, errors.n_forces = float(squares.detach().sum()), float((3 * n_atoms * batch.has_forces).sum())
+        d = (prediction.forces.to(torch.float64) - batch.forces) * batch.has_forces[batch.frame_index, None]
+        errors.forces, errors.n_forces = float((d * d).detach().sum()), float((3 * n_atoms * batch.has_forces).sum())
+        if relative_forces is not None:
+            d = d / (torch.linalg.vector_norm(batch.forces, dim=1, keepdim=True) + relative_forces)
+        term = d * d if huber is None else _huber(d, huber)
+        per_frame = per_frame + weights.forces * _sum_over_atoms(term, batch) / (3 * n_atoms)
+        if weights.prefactored_forces and batch.atom_pref is not None:
+            weighted = _sum_over_atoms(batch.atom_pref[:, None] * term, batch) / (3 * n_atoms)
+            per_frame = per_frame + weights.prefactored_forces * weighted
     if prediction.virial is not None and batch.virial is not None and batch.has_virial is not None:
         d = (prediction.virial.to(torch.float64) - batch.virial) / n_atoms[:, None, None]
-        squares = (d * d).sum((1, 2)) * batch.has_virial
-        term = _huber(d, delta).sum((1, 2)) * batch.has_virial if kind == "huber" else squares * n_atoms
+        d = d * batch.has_virial[:, None, None]
+        term = _per_atom_term(d, n_atoms[:, None, None], huber).sum((1, 2))
         per_frame = per_frame + weights.virial * term / 9
-        errors.virial, errors.n_virial = float(squares.detach().sum()), float(9 * batch.has_virial.sum())
+        errors.virial, errors.n_virial = float((d * d).detach().sum()), float(9 * batch.has_virial.sum())
     return Loss(per_frame.mean(), per_frame.detach(), errors)
 
 
@@ -110,7 +132,24 @@ def wanted(batch: Batch, weights: Prefactors) -> tuple[bool, bool]:
     """Whether forces and virial need to be computed: there are labels, and they have a weight."""
     has_forces = batch.has_forces is not None and bool(batch.has_forces.any())
     has_virial = batch.has_virial is not None and bool(batch.has_virial.any())
-    return has_forces and weights.forces > 0, has_virial and weights.virial > 0
+    weighted = weights.forces > 0 or (weights.prefactored_forces > 0 and batch.atom_pref is not None)
+    return has_forces and weighted, has_virial and weights.virial > 0
+
+
+def _relative_energy(d: Tensor, n_atoms: Tensor, batch: Batch, huber: float | None) -> Tensor:
+    """L_R (n_frames,) of d = dE / N: the mean over the other labelled frames of the batch with the same atoms."""
+    n, n_types = batch.n_frames, int(batch.types.max()) + 1
+    atoms = torch.bincount(batch.frame_index * n_types + batch.types, minlength=n * n_types).view(n, n_types)
+    labelled = torch.ones_like(d) if batch.has_energy is None else batch.has_energy
+    pairs = (atoms[:, None] == atoms).all(2) * labelled[:, None] * labelled
+    pairs.fill_diagonal_(0)
+    term = _per_atom_term(d[:, None] - d, n_atoms[:, None], huber)
+    return (pairs * term).sum(1) / pairs.sum(1).clamp(min=1)
+
+
+def _per_atom_term(x: Tensor, n_atoms: Tensor, huber: float | None) -> Tensor:
+    """The term of an error x = dE / N or dW / N per atom: dE^2 / N = N x^2, or H(x)."""
+    return x * x * n_atoms if huber is None else _huber(x, huber)
 
 
 def _huber(x: Tensor, delta: float) -> Tensor:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from dpsim.models.energy_model import EnergyModel
+from dpsim.models.multi_task import Trainable
 from dpsim.train.config import OptimizerConfig
 from dpsim.train.soap import SOAP
 
 
-def build_optimizer(config: OptimizerConfig, model: EnergyModel) -> torch.optim.Optimizer:
+def build_optimizer(config: OptimizerConfig, model: Trainable) -> torch.optim.Optimizer:
     """Adam (weight decay added to the gradient), AdamW (decoupled; Loshchilov and Hutter, arXiv:1711.05101) or SOAP."""
     betas = config.betas or ((0.95, 0.95) if config.type == "soap" else (0.9, 0.999))
     if config.type == "soap":

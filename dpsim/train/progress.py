@@ -56,6 +56,8 @@ class PlainReporter:
         errors = "".join(f"{_number(row.get(name)):>9}" for name in _ERRORS)
         left = (self._steps - row["step"]) * self._ms / 1000
         self.say(f"{int(row['step']):>9} {row['learning_rate']:>10.3e}{errors} {self._ms:>9.1f} {_duration(left):>6}")
+        if of_tasks := _validation_of_tasks(row):
+            self.say(f"          E/F val: {of_tasks}")
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -110,6 +112,13 @@ _ERRORS = (
     "validation_energy_rmse_meV_per_atom",
     "validation_force_rmse_meV_per_A",
 )
+
+
+def _validation_of_tasks(row: Row) -> str:
+    """The validation errors of each of several tasks, E/F; "" where there are none."""
+    tasks = [key.removesuffix("/validation_loss") for key in row if key.endswith("/validation_loss")]
+    errors = {t: "/".join(_number(row.get(f"{t}/{name}")) for name in _ERRORS[2:]) for t in tasks}
+    return ", ".join(f"{task} {of_task}" for task, of_task in errors.items())
 
 
 def default_reporter() -> Reporter:

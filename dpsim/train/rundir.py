@@ -14,7 +14,7 @@ from dpsim.errors import ConfigError, TrainingError
 from dpsim.train.config import TrainConfig
 
 # Keys free to differ between a run and its continuation: they change nothing in the weights, `threads` but rounding.
-_FREE = {"log_every", "validation", "checkpoint", "threads", "time_limit", "tensorboard", "provenance"}
+FREE = {"log_every", "validation", "checkpoint", "threads", "time_limit", "tensorboard", "provenance"}
 
 
 class RunDirectory:
@@ -98,12 +98,26 @@ class StopFlag:
         self._signal = signal.Signals(number).name
 
 
+def with_batches(config: TrainConfig, world: int, saved: Mapping[str, Any]) -> TrainConfig:
+    """A configuration with its number of batches per step: as given, as in the run it continues, or one per process.
+
+    Raises: ConfigError if processes would have nothing to do.
+    """
+    n = config.batches_per_step or (saved.get("batches_per_step") if saved else world if world > 1 else None)
+    if (n or 1) < world:
+        raise ConfigError(
+            f"`batches_per_step` is {n or 1}; expected at least {world}, one for each process. "
+            "Raise it in a new run, or start fewer processes."
+        )
+    return config.model_copy(update={"batches_per_step": n})
+
+
 def check_same_run(saved: Mapping[str, Any], config: TrainConfig, directory: Path) -> None:
     """Raise ConfigError if a run is resumed with a configuration that would have made other weights."""
-    given = config.model_dump(mode="json")
-    old, new = _flat(saved), _flat(given)
+    as_now = TrainConfig.model_validate(saved)  # with the defaults of what is newer than the run
+    old, new = (_flat(c.model_dump(mode="json")) for c in (as_now, config))
     different = [
-        k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k.split(".")[0] not in _FREE
+        k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k.split(".")[0] not in FREE
     ]
     if different:
         key = different[0]

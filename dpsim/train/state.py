@@ -20,6 +20,7 @@ from dpsim.errors import ModelFileError, TrainingError
 from dpsim.models import container
 from dpsim.models.config import ModelConfig
 from dpsim.models.energy_model import EnergyModel
+from dpsim.models.multi_task import MultiTaskConfig, MultiTaskModel, Trainable
 from dpsim.train.loss import SquaredErrors
 
 FORMAT_VERSION = 1
@@ -39,21 +40,28 @@ class Progress:
     window_steps: int = 0
     recent_losses: list[float] = field(default_factory=list)
     metrics: dict[str, float] = field(default_factory=dict)  # the last validation
+    task_windows: dict[str, SquaredErrors] = field(default_factory=dict)  # of several tasks
+    fine_tuning: dict[str, Any] = field(default_factory=dict)  # how the run began, where from a trained model
 
-    def add(self, loss: float, errors: SquaredErrors) -> None:
-        """Count one step in."""
-        self.window += errors
+    def add(self, loss: float, errors: Mapping[str, SquaredErrors]) -> None:
+        """Count one step in, with its errors by task."""
+        for task, of_task in errors.items():
+            self.window += of_task
+            if task:
+                self.task_windows.setdefault(task, SquaredErrors())
+                self.task_windows[task] += of_task
         self.window_loss += loss
         self.window_steps += 1
         self.recent_losses = [*self.recent_losses[-(RECENT - 1) :], loss]
         self.step += 1
 
     def clear_window(self) -> None:
-        self.window, self.window_loss, self.window_steps = SquaredErrors(), 0.0, 0
+        self.window, self.window_loss, self.window_steps, self.task_windows = SquaredErrors(), 0.0, 0, {}
 
     @classmethod
     def from_plain(cls, data: Mapping[str, Any]) -> Progress:
-        return cls(**{**data, "window": SquaredErrors(**data["window"])})
+        windows = {task: SquaredErrors(**errors) for task, errors in data.get("task_windows", {}).items()}
+        return cls(**{**data, "window": SquaredErrors(**data["window"]), "task_windows": windows})
 
 
 class Ema:
@@ -83,7 +91,7 @@ class Ema:
             p.data, self.weights[name] = self.weights[name], p.data
 
 
-def optimizer_tensors(model: EnergyModel, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def optimizer_tensors(model: Trainable, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """The moments and step counts of an optimiser, by name of the parameter and of the quantity."""
     return {
         f"{name}|{key}": value
@@ -93,7 +101,7 @@ def optimizer_tensors(model: EnergyModel, optimizer: torch.optim.Optimizer) -> d
     }
 
 
-def restore_optimizer(model: EnergyModel, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def restore_optimizer(model: Trainable, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
     """The inverse of `optimizer_tensors`."""
     parameters = dict(model.named_parameters())
     for full, value in tensors.items():
@@ -116,7 +124,7 @@ class Checkpoints:
     def save(
         self,
         config: Mapping[str, Any],
-        model: EnergyModel,
+        model: Trainable,
         optimizer: torch.optim.Optimizer,
         ema: Ema | None,
         progress: Progress,
@@ -165,7 +173,7 @@ class Snapshot:
             )
         self.path = path
         self.config: dict[str, Any] = header["config"]
-        self.model_config = ModelConfig.model_validate(header["model_config"])
+        self.model_config: dict[str, Any] = header["model_config"]
         self.progress = Progress.from_plain(header["progress"])
         self._tensors = tensors
 
@@ -173,15 +181,19 @@ class Snapshot:
         prefix = f"{name}/"
         return {k.removeprefix(prefix): v for k, v in self._tensors.items() if k.startswith(prefix)}
 
-    def build_model(self) -> EnergyModel:
+    def build_model(self) -> Trainable:
         """The model as it was."""
-        model = EnergyModel(self.model_config)
+        model: Trainable
+        if "heads" in self.model_config:
+            model = MultiTaskModel(MultiTaskConfig.model_validate(self.model_config))
+        else:
+            model = EnergyModel(ModelConfig.model_validate(self.model_config))
         weights = self._part("model")
         container.check_tensors(weights, model.state_dict(), self.path)
         model.load_state_dict(weights)
         return model
 
-    def restore(self, model: EnergyModel, optimizer: torch.optim.Optimizer, ema: Ema | None) -> None:
+    def restore(self, model: Trainable, optimizer: torch.optim.Optimizer, ema: Ema | None) -> None:
         """Put the optimiser and the average back as they were; `model` is already."""
         restore_optimizer(model, optimizer, self._part("optimizer"))
         if ema is not None:

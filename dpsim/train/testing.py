@@ -1,4 +1,7 @@
-"""`dpsim test`: the errors of a model as a table, as JSON and as a parity plot."""
+"""`dpsim test`: the errors of models on labelled data as a table, as JSON and as a parity plot.
+
+One model on several sets, or a table of sets (sets.yaml) each with its model or head and its weight in the averages.
+"""
 
 from __future__ import annotations
 
@@ -7,15 +10,57 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
+from pydantic import Field, NonNegativeFloat, PositiveInt, field_validator, model_validator
 from rich.console import Console
 from rich.table import Table
 
 from dpsim.analysis.figures import plot_parity
+from dpsim.calculators.members import committee_of, members_of
+from dpsim.config import FilePath, ModelName, StrictModel
+from dpsim.data.readers import open_dataset
+from dpsim.files import atomic_write
 from dpsim.models.checkpoint import find_model, load_model
-from dpsim.models.container import atomic_write
-from dpsim.train.evaluate import QUANTITIES, Pairs, SetErrors, evaluate
+from dpsim.train.averages import log_weighted_average, weighted_average
+from dpsim.train.energy_bias import fit_energy_bias, shift_energy_bias
+from dpsim.train.evaluate import QUANTITIES, Pairs, SetErrors, evaluate_systems
 
 _HEADINGS = {"energy": "energy meV/atom", "forces": "forces meV/Å", "virial": "virial meV/atom"}
+Precision = Literal["float32", "float64"]
+
+
+class SetConfig(StrictModel):
+    """One data set of a table, and the model to test on it."""
+
+    data: list[FilePath] = Field(min_length=1, description="a path or several: all systems at or below them, one set")
+    name: str = Field("", description="in the table; default: the end of the path")
+    model: ModelName | None = Field(None, description="model or model:head; default: that of the whole table")
+    weight: NonNegativeFloat = Field(1.0, description="in the averages over the sets")
+    energy_bias: list[FilePath] = Field(
+        [], description="frames (of the training set) that the energy bias is fitted to before the test: zero-shot"
+    )
+
+    @field_validator("data", "energy_bias", mode="before")
+    @classmethod
+    def _one_is_a_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str | Path) else value
+
+
+class SetsConfig(StrictModel):
+    """What `dpsim test --table sets.yaml` reads."""
+
+    model: ModelName | None = Field(None, description="of the sets that name none")
+    sets: list[SetConfig] = Field(min_length=1)
+    frames: PositiveInt | None = Field(None, description="at most this many of each set, evenly spread; default: all")
+    precision: Precision | None = Field(None, description="default: the models' own")
+
+    @model_validator(mode="after")
+    def _check(self) -> SetsConfig:
+        if self.model is None and any(s.model is None for s in self.sets):
+            raise ValueError("`model` is absent; expected one, here or in each of `sets`. Add it.")
+        if not any(s.weight for s in self.sets):
+            raise ValueError("`weight` is 0 in all sets; expected one above 0. Raise it.")
+        return self
 
 
 def check_model(
@@ -23,23 +68,52 @@ def check_model(
     data: Sequence[str | Path],
     output: str | Path | None = None,
     max_frames: int | None = None,
-    precision: Literal["float32", "float64"] | None = None,
+    precision: Precision | None = None,
     console: Console | None = None,
+    energy_bias: Sequence[str | Path] = (),
+    device: str = "cpu",
 ) -> list[SetErrors]:
     """Compare a model with labelled data, print the table, and write test.json and parity.png.
 
-    Args: model: path or name; data: one set per path; output: folder for the files (None: write none);
-    max_frames: per set, evenly spread (None: all).
+    Args: model: path or name, or several with commas between them, whose mean it is; data: one set per path;
+    output: folder for the files (None: write none);
+    max_frames: per set, evenly spread (None: all); energy_bias: data that the energy bias is fitted to first.
     Raises: ModelFileError, DataError, ElementError.
     """
-    loaded = load_model(model, precision=precision)
-    results = evaluate(loaded, data, max_frames)
+    sets = [SetConfig(data=[Path(path)], name=str(path), energy_bias=[Path(p) for p in energy_bias]) for path in data]
+    table = SetsConfig(model=str(model), sets=sets, frames=max_frames, precision=precision)
+    return check_sets(table, output, console, device)
+
+
+def check_sets(
+    config: SetsConfig, output: str | Path | None = None, console: Console | None = None, device: str = "cpu"
+) -> list[SetErrors]:
+    """Test every set of a table with its model, print the errors, and write test.json and parity.png.
+
+    Raises: ModelFileError, DataError, ElementError.
+    """
+    results = []
+    digests: dict[str, str] = {}
+    for entry in config.sets:
+        name = entry.model or config.model or ""
+        members = {n: load_model(n, device=device, precision=config.precision) for n in map(str, members_of(name))}
+        digests |= {n: member.metadata.get("sha256", "") for n, member in members.items()}
+        fit = None
+        for model in members.values() if entry.energy_bias else ():
+            fit = fit_energy_bias(model, [s for p in entry.energy_bias for s in open_dataset(p, model.type_map)])
+            shift_energy_bias(model, fit.shift)
+        calculator = committee_of(list(members.values()))
+        systems = [s for path in entry.data for s in open_dataset(path, calculator.type_map)]
+        result = evaluate_systems(calculator, systems, entry.name or str(entry.data[0]), config.frames)
+        result.model, result.weight = name, entry.weight
+        result.shift = fit.by_element() if fit and len(members) == 1 else None
+        results.append(result)
     console = console or Console()
     console.print(table(results))
     if output is not None:
         folder = Path(output)
-        sha256 = loaded.metadata.get("sha256", "")
-        write_json(folder / "test.json", results, {"path": str(find_model(model)), "sha256": sha256})
+        models = [{"path": str(find_model(name)), "sha256": digest} for name, digest in digests.items()]
+        write_json(folder / "test.json", results, models[0] if len(models) == 1 else models)
         plot = write_parity(folder / "parity.png", results)
         console.print(f"written to {folder / 'test.json'}" + (f" and {plot}" if plot else ""), highlight=False)
     return results
@@ -55,45 +129,75 @@ def total(results: Sequence[SetErrors]) -> SetErrors:
     return merged
 
 
+def averages(results: Sequence[SetErrors]) -> dict[str, dict[str, dict[str, float]]]:
+    """{"WARMSE": {quantity: {"mae": ..., "rmse": ..., "label_std": ...}}, "LWARMSE": ...} over the sets with labels."""
+    found: dict[str, dict[str, dict[str, float]]] = {"WARMSE": {}, "LWARMSE": {}}
+    for quantity in QUANTITIES:
+        metrics = [(r.pairs[quantity].metrics(), r.weight) for r in results]
+        labelled = [(m, w) for m, w in metrics if m["n"] and w > 0]
+        if not labelled:
+            continue
+        weights = [w for _, w in labelled]
+        for key in ("mae", "rmse", "label_std"):
+            errors = [float(m[key]) for m, _ in labelled]
+            found["WARMSE"].setdefault(quantity, {})[key] = weighted_average(errors, weights)
+            found["LWARMSE"].setdefault(quantity, {})[key] = log_weighted_average(errors, weights)
+    return found
+
+
 def table(results: Sequence[SetErrors]) -> Table:
-    """MAE and RMSE per set beside the spread of the labels; all sets together in the last row."""
+    """MAE and RMSE per set beside the spread of the labels; below, all sets together and the averages over sets."""
     shown = [q for q in QUANTITIES if any(r.pairs[q].metrics()["n"] for r in results)]
-    out = Table(title="Errors of the model", caption="σ: standard deviation of the labels", title_justify="left")
+    caption = "σ: standard deviation of the labels"
+    if len(results) > 1:
+        caption += "; WARMSE, LWARMSE: averages over the sets, of the errors and of their logarithms"
+    if any(r.shift for r in results):
+        caption += "; *: energy bias fitted to other frames first"
+    out = Table(title="Errors of the model", caption=caption, title_justify="left")
     out.add_column("set", overflow="fold")
     out.add_column("frames", justify="right")
     for q in shown:
         for heading in (f"{_HEADINGS[q]}\nMAE", "\nRMSE", "\nσ"):
             out.add_column(heading, justify="right")
-    rows = list(zip(_short_names(results), results, strict=True))
+    keys = ("mae", "rmse", "label_std")
+    for name, result in zip(_short_names(results), results, strict=True):
+        metrics = {q: result.pairs[q].metrics() for q in shown}
+        cells = [_cell(metrics[q].get(k)) for q in shown for k in keys]
+        out.add_row(name + ("*" if result.shift else ""), str(result.n_frames), *cells)
     if len(results) > 1:
-        rows.append(("all", total(results)))
-    for name, result in rows:
-        if name == "all":
-            out.add_section()
-        cells = [name, str(result.n_frames)]
-        for q in shown:
-            metrics = result.pairs[q].metrics()
-            cells += [_cell(metrics.get(k)) for k in ("mae", "rmse", "label_std")]
-        out.add_row(*cells)
+        merged = total(results)
+        rows = {"all": {q: merged.pairs[q].metrics() for q in shown}, **averages(results)}
+        out.add_section()
+        for name, by_quantity in rows.items():
+            cells = [_cell(by_quantity.get(q, {}).get(k)) for q in shown for k in keys]
+            out.add_row(name, str(merged.n_frames) if name == "all" else "", *cells)
     return out
 
 
-def write_json(path: str | Path, results: Sequence[SetErrors], model: dict[str, Any]) -> None:
-    """Errors of every set and of all together: {"model": ..., "sets": [...], "all": ...}."""
-    content = {"model": model, "sets": [r.metrics() for r in results], "all": total(results).metrics()}
+def write_json(path: str | Path, results: Sequence[SetErrors], model: dict[str, Any] | list[dict[str, Any]]) -> None:
+    """Errors of every set, of all together, and averages over sets: {"model", "sets": [...], "all", "averages"}."""
+    content = {
+        "model": model,
+        "sets": [r.metrics() for r in results],
+        "all": total(results).metrics(),
+        "averages": averages(results),
+    }
     atomic_write(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
 
 
 def write_parity(path: str | Path, results: Sequence[SetErrors]) -> Path | None:
-    """A parity plot of all sets together; energies relative to their mean. None if there is nothing to show."""
+    """A parity plot of all sets together; energies relative to the mean of their set. None if there is no label."""
     panels = {}
-    for name, pairs in total(results).pairs.items():
-        label, predicted = pairs.arrays()
-        if len(label):
-            zero = label.mean() if name == "energy" else 0.0
-            unit = QUANTITIES[name].replace("A", "Å")
-            title = f"energy − mean ({unit})" if name == "energy" else f"{name} ({unit})"
-            panels[title] = (label - zero, predicted - zero)
+    for quantity, unit in QUANTITIES.items():
+        arrays = [r.pairs[quantity].arrays() for r in results]
+        arrays = [(label, predicted) for label, predicted in arrays if len(label)]
+        if not arrays:
+            continue
+        zero = [label.mean() if quantity == "energy" else 0.0 for label, _ in arrays]
+        unit = unit.replace("A", "Å")
+        title = f"energy − mean ({unit})" if quantity == "energy" else f"{quantity} ({unit})"
+        label, predicted = (np.concatenate([pair[k] - z for pair, z in zip(arrays, zero, strict=True)]) for k in (0, 1))
+        panels[title] = (label, predicted)
     return plot_parity(path, panels) if panels else None
 
 

@@ -9,32 +9,36 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 
 from dpsim.config import dump_yaml
 from dpsim.data.frame import Batch
-from dpsim.data.statistics import Statistics
+from dpsim.data.sampler import prefetch
+from dpsim.errors import TrainingError
+from dpsim.files import atomic_write
 from dpsim.models.checkpoint import save_model
-from dpsim.models.container import atomic_write
-from dpsim.models.energy_model import EnergyModel
-from dpsim.models.local_frame_config import LocalFrameConfig
-from dpsim.train.config import TrainConfig
-from dpsim.train.evaluate import Validator
+from dpsim.models.multi_task import Trainable
+from dpsim.train.config import InitConfig, TrainConfig
 from dpsim.train.failure import training_error
-from dpsim.train.lcurve import LearningCurve, Row
-from dpsim.train.loss import loss, prefactors, wanted
+from dpsim.train.finetune import complete, freeze
+from dpsim.train.lcurve import LearningCurve, Row, columns_of, rmse_columns
+from dpsim.train.loss import Loss, SquaredErrors, loss, prefactors, wanted
+from dpsim.train.opening import opening, provenance
 from dpsim.train.optimizer import build_optimizer
-from dpsim.train.progress import Reporter, default_reporter
-from dpsim.train.rundir import RunDirectory, StopFlag, check_same_run
+from dpsim.train.progress import Reporter, Silent, default_reporter
+from dpsim.train.ranks import Ranks
+from dpsim.train.rundir import RunDirectory, StopFlag, check_same_run, with_batches
 from dpsim.train.schedule import decay, learning_rate
-from dpsim.train.setup import Data, build_model, build_sampler, open_data
+from dpsim.train.setup import build_fine_tuned, build_model, build_tasks, open_data
 from dpsim.train.state import Checkpoints, Ema, Progress
+from dpsim.train.tasks import Task, TaskBatches, validation_row
+from dpsim.train.zero_shot import before_after
 
 _MEDIAN_STEPS = 20  # steps before an explosion can be told from the start of training
 
@@ -61,86 +65,137 @@ def train(
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    with RunDirectory(Path(directory), resume) as folder:
-        return Trainer(config, folder.path, resume, reporter or default_reporter()).run()
+    ranks = Ranks.of_run(config.device)
+    with ExitStack() as stack:
+        if ranks.main:
+            stack.enter_context(RunDirectory(Path(directory), resume))
+        stack.enter_context(ranks)
+        reporter = (reporter or default_reporter()) if ranks.main else Silent()
+        return Trainer(config, Path(directory), resume, reporter, ranks).run()
 
 
 class Trainer:
     """A training run in one folder."""
 
-    def __init__(self, config: TrainConfig, directory: Path, resume: bool, reporter: Reporter):
-        self.config, self.directory, self.reporter = config, directory, reporter
+    def __init__(
+        self, config: TrainConfig, directory: Path, resume: bool, reporter: Reporter, ranks: Ranks | None = None
+    ):
+        self.directory, self.reporter, self.ranks = directory, reporter, ranks or Ranks()
         self._began = time.monotonic()
         self.checkpoints = Checkpoints(directory)
-        self.data = open_data(config.data, config.model.type_map)
+        snapshot = self.checkpoints.load() if resume and self.checkpoints.exist() else None
+        saved = snapshot.config if snapshot else {}
+        self.config = config = with_batches(complete(config, saved), self.ranks.world, saved)
+        self.data = open_data(config)
         self.progress = Progress()
-        if resume and self.checkpoints.exist():
-            snapshot = self.checkpoints.load()
+        if snapshot is not None:
             check_same_run(snapshot.config, config, directory)
-            self.model = snapshot.build_model().to(config.device)
-            self._prepare()
+            self._prepare(snapshot.build_model())
             snapshot.restore(self.model, self.optimizer, self.ema)
             self.progress = snapshot.progress
             reporter.say(f"resuming at step {self.progress.step} of {config.steps}")
         else:
-            model, stats = build_model(config, self.data)
-            self.model = model.to(config.device)
-            self._prepare()
-            atomic_write(directory / "train.yaml", dump_yaml(config).encode())
-            reporter.say(_opening(self.data, self.model, stats))
+            if isinstance(config.init_from, InitConfig):
+                model, stats, self.progress.fine_tuning = build_fine_tuned(config, self.data, reporter.say)
+            else:
+                model, stats = build_model(config, self.data)
+            self._prepare(model)
+            if self.ranks.main:
+                atomic_write(directory / "train.yaml", dump_yaml(config).encode())
+            reporter.say(opening(self.data, self.model, stats))
+        self.ranks.copy_from_main(self.model)
+        train = {name: of_task.train for name, of_task in self.data.items()}
+        self.before_after = before_after(config, self.tasks, train, self.progress.fine_tuning)
         self._elapsed_before = self.progress.elapsed_s
 
-    def _prepare(self) -> None:
+    def _prepare(self, model: Trainable) -> None:
         """What is built the same way for a new run and a resumed one."""
         config = self.config
+        self.model = model.to(self.ranks.device)
+        if isinstance(config.init_from, InitConfig):
+            freeze(self.model, config.init_from.freeze)
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = build_optimizer(config.optimizer, self.model)
         self.ema = Ema(self.model, config.ema.decay) if config.ema else None
-        self.sampler = build_sampler(config, self.data)
-        n, systems = config.validation.frames, self.data.validation
-        self.validator = Validator(systems, n, config.loss) if systems else None
-        self._data_provenance = self.data.provenance()
+        self.tasks = build_tasks(config, self.data, self.model)
+        self.batches = TaskBatches(self.tasks, config.seed, config.batches_per_step or 1, self.ranks)
+        self._facts = provenance(config, self.data) if self.ranks.main else {}
 
     def run(self) -> TrainResult:
         """Train to the last step, a signal, or the time limit."""
         progress, steps = self.progress, self.config.steps
+        reason = ""
         with ExitStack() as stack:
-            self.lcurve = stack.enter_context(LearningCurve(self.directory, progress.step, self.config.tensorboard))
+            if self.ranks.main:
+                columns = columns_of([t.name for t in self.tasks])
+                curve = LearningCurve(self.directory, progress.step, self.config.tensorboard, columns)
+                self.lcurve = stack.enter_context(curve)
             stop = stack.enter_context(StopFlag(self.config.time_limit))
-            batches = stack.enter_context(closing(cast("Generator[Batch]", self.sampler.prefetch(progress.step))))
-            if progress.step == 0:
-                self._save()
+            batches = stack.enter_context(closing(prefetch(self.batches.at, progress.step)))
+            if progress.step == 0 and self.ranks.main:
+                self._begin()
             self.reporter.start(progress.step, steps)
             stack.callback(self.reporter.stop)
             self._window_began = time.monotonic()
-            while progress.step < steps and not stop.reason:
+            while progress.step < steps and not reason:
                 self.step(next(batches))
                 self.reporter.advance(progress.step)
-                self._after_step(last=progress.step == steps or bool(stop.reason))
-        return self._result(stop.reason)
+                reason = self.ranks.agree(stop.reason)
+                if self.ranks.main:
+                    self._after_step(last=progress.step == steps or bool(reason))
+        return self._result(reason)
 
-    def step(self, batch: Batch) -> float:
-        """One optimisation step on a batch; returns its loss. Raises TrainingError before any harm is done."""
+    def _begin(self) -> None:
+        """Save the model as it is before the first step; of a trained one, see first what it can do."""
+        if self.before_after is not None:
+            self.before_after.begin(self.progress.fine_tuning, self.reporter)
+            if any(task.validator is not None for task in self.tasks):
+                self._validate()
+        self._save()
+
+    def step(self, draws: Sequence[tuple[Task, Batch]]) -> float:
+        """One optimisation step on the mean gradient of some batches, and of those that other ranks have.
+
+        Returns: the mean loss of all. Raises: TrainingError before any harm is done.
+        """
         config, step = self.config, self.progress.step
-        batch = batch.to(config.device) if config.device != "cpu" else batch
-        weights = prefactors(config.loss, decay(config.schedule, step, config.steps))
-        forces, virial = wanted(batch, weights)
-        prediction = self.model(batch, forces=forces, virial=virial, create_graph=True)
-        result = loss(prediction, batch, weights, config.loss.kind, config.loss.huber_delta)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(result.total, inputs=self.parameters)
+        self.optimizer.zero_grad(set_to_none=True)  # what no batch reaches, such as heads not drawn, is left alone
+        results = [(task, batch, self._backward(task, batch)) for task, batch in draws]
+        self.ranks.sum_gradients(self.parameters)
+        value, errors = self._totals(results)
         norm = self._gradient_norm()
-        value = float(result.total.detach())
         if reason := self._trouble(value, norm):
-            raise training_error(reason, step + 1, batch, result.per_frame, self.directory, self.model.type_map)
+            raise self._failure(reason, results)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(config.schedule, step, config.steps)
         self.optimizer.step()
         if self.ema is not None:
             self.ema.update()
-        self.progress.add(value, result.errors)
+        self.progress.add(value, errors)
         self._last_norm = norm
         return value
+
+    def _backward(self, task: Task, batch: Batch) -> Loss:
+        """The loss of a batch; its share of the step's gradient is added to that of the parameters."""
+        config = self.config
+        batch = batch.to(self.ranks.device) if self.ranks.device.type != "cpu" else batch
+        weights = prefactors(task.loss, decay(config.schedule, self.progress.step, config.steps))
+        forces, virial = wanted(batch, weights)
+        prediction = task.model(batch, forces=forces, virial=virial, create_graph=True)
+        result = loss(prediction, batch, weights, task.loss.kind, task.loss.huber_delta, task.loss.relative_forces)
+        torch.autograd.backward(result.total / self.batches.n, inputs=self.parameters)
+        return result._replace(total=result.total.detach())
+
+    def _totals(self, results: Sequence[tuple[Task, Batch, Loss]]) -> tuple[float, dict[str, SquaredErrors]]:
+        """Mean loss of a step and its errors by task, of all ranks."""
+        errors = {task.name: SquaredErrors() for task in self.tasks}
+        for task, _, result in results:
+            errors[task.name] += result.errors
+        numbers = [float(sum(r.total for *_, r in results)), *(x for e in errors.values() for x in astuple(e))]
+        total, *sums = self.ranks.sum(torch.tensor(numbers, dtype=torch.float64, device=self.ranks.device)).tolist()
+        n = len(sums) // len(errors)
+        found = {name: SquaredErrors(*sums[k * n : (k + 1) * n]) for k, name in enumerate(errors)}
+        return total / self.batches.n, found
 
     def _gradient_norm(self) -> float:
         """Norm of the gradient over all parameters; clips it if so configured."""
@@ -162,10 +217,20 @@ class Trainer:
             return f"`loss` is {value:.4g}; expected at most {factor:g} times the running median {median:.4g},"
         return ""
 
+    def _failure(self, reason: str, results: Sequence[tuple[Task, Batch, Loss]]) -> TrainingError:
+        """The error to raise; the rank that has the worst batch writes its frames."""
+        step = self.progress.step + 1
+        losses = [x if math.isfinite(x := float(result.total)) else math.inf for *_, result in results]
+        if not self.ranks.has_largest(max(losses)):
+            return TrainingError(f"{reason} at step {step}, in a batch of another process. See its message.")
+        task, batch, result = results[losses.index(max(losses))]
+        return training_error(reason, step, batch, result.per_frame, self.directory, task.model.type_map)
+
     def _after_step(self, last: bool) -> None:
         """Validate, log and save, as far as it is time to."""
         step, config = self.progress.step, self.config
-        validate = self.validator is not None and (step % config.validation.every == 0 or step == config.steps)
+        can = any(task.validator is not None for task in self.tasks)
+        validate = can and (step % config.validation.every == 0 or step == config.steps)
         if validate or step % config.log_every == 0 or step == config.steps:
             row = self._row()
             if validate:
@@ -174,69 +239,58 @@ class Trainer:
             self.reporter.row(row)
             self.progress.clear_window()
             self._window_began = time.monotonic()
+        if self.before_after is not None:
+            self.before_after.check(step, self.progress.fine_tuning, self.reporter)
         if last or step % config.checkpoint.every == 0:
             self._save()
 
     def _row(self) -> Row:
         progress, config = self.progress, self.config
         n = progress.window_steps
-        energy, forces, virial = (1000 * x for x in progress.window.rmse())
-        return {
+        row = {
             "step": progress.step,
             "learning_rate": learning_rate(config.schedule, progress.step - 1, config.steps),
             "loss": progress.window_loss / n,
-            "energy_rmse_meV_per_atom": energy,
-            "force_rmse_meV_per_A": forces,
-            "virial_rmse_meV_per_atom": virial,
+            **rmse_columns(progress.window),
             "gradient_norm": self._last_norm,
             "ms_per_step": 1000 * (time.monotonic() - self._window_began) / n,
             "elapsed_s": self._elapsed(),
         }
+        for name, errors in progress.task_windows.items():
+            row |= rmse_columns(errors, f"{name}/")
+        return row
 
     def _validate(self) -> Row:
         """Errors on the validation frames; keeps the model if it is the best so far."""
-        if self.validator is None:
-            return {}
         with ExitStack() as stack:
             if self.ema is not None:
                 stack.enter_context(self.ema.applied())
-            score, errors = self.validator(self.model)
-            energy, forces, virial = (1000 * x for x in errors.rmse())
-            row = {
-                "validation_loss": score,
-                "validation_energy_rmse_meV_per_atom": energy,
-                "validation_force_rmse_meV_per_A": forces,
-                "validation_virial_rmse_meV_per_atom": virial,
-            }
+            row = validation_row(self.tasks)
+            score, best = row["validation_loss"], self.progress.best_score
             self.progress.metrics = {k: v for k, v in row.items() if math.isfinite(v)}
-            best = self.progress.best_score
+            if self.before_after is not None:
+                self.before_after.note(self.progress.fine_tuning, row)
             if math.isfinite(score) and (best is None or score < best):
                 self.progress.best_score, self.progress.best_step = score, self.progress.step
                 save_model(self.directory / "model-best.dpsim", self.model, self._provenance())
         return row
 
     def _save(self) -> None:
-        """Checkpoint and model-last.dpsim."""
+        """model-last.dpsim, then the checkpoint: whoever finds a checkpoint of the last step has its model too."""
         self.lcurve.sync()
         self.progress.elapsed_s = self._elapsed()
-        self.checkpoints.save(self.config.model_dump(mode="json"), self.model, self.optimizer, self.ema, self.progress)
         weights = self.ema.weights if self.ema is not None else None
         save_model(self.directory / "model-last.dpsim", self.model, self._provenance(), weights)
+        self.checkpoints.save(self.config.model_dump(mode="json"), self.model, self.optimizer, self.ema, self.progress)
 
     def _provenance(self) -> dict[str, Any]:
-        return {
-            **self.config.provenance.model_dump(mode="json"),
-            "data": self._data_provenance,
-            "training": {
-                "step": self.progress.step,
-                "steps": self.config.steps,
-                "seed": self.config.seed,
-                "validation_frames": len(self.validator.picks) if self.validator else 0,
-                "metrics": self.progress.metrics,
-                "loss": self.config.loss.model_dump(mode="json"),
-                "schedule": self.config.schedule.model_dump(mode="json"),
-            },
+        now = {
+            "step": self.progress.step,
+            "metrics": self.progress.metrics,
+            "validation_frames": sum(len(t.validator.picks) for t in self.tasks if t.validator),
         }
+        record = {"fine_tuning": self.progress.fine_tuning} if self.progress.fine_tuning else {}
+        return {**self._facts, "training": {**self._facts["training"], **now}, **record}
 
     def _elapsed(self) -> float:
         return self._elapsed_before + time.monotonic() - self._began
@@ -250,6 +304,8 @@ class Trainer:
             if finished
             else f"stopped at step {step} of {steps} ({reason}); continue with --resume"
         )
+        if finished and self.before_after is not None and self.ranks.main:
+            self.before_after.end(self.progress.fine_tuning, self.reporter)
         return TrainResult(
             step=step,
             finished=finished,
@@ -258,37 +314,3 @@ class Trainer:
             model=self.directory / "model-last.dpsim",
             best_model=best if best.is_file() else None,
         )
-
-
-def _opening(data: Data, model: EnergyModel, stats: Sequence[Statistics]) -> str:
-    """What a new run starts from, in a few lines."""
-    n = sum(p.numel() for p in model.parameters())
-    descriptor = model.config.descriptor
-    cutoffs = ", ".join(f"cutoff {e.rcut:g} A with sel {e.sel}" for e in descriptor.environments)
-    if isinstance(descriptor, LocalFrameConfig):  # its slots do cut
-        warnings = [f"\nwarning: {model.config.caveat}"]
-    else:
-        pairs = zip(descriptor.environments, stats, strict=True)
-        warnings = [_beyond_sel(e.sel, model.type_map, s) for e, s in pairs]
-    return (
-        f"data: {data.n_train} training frames in {len(data.train)} systems, {data.n_validation} for validation; "
-        f"nearest two atoms {min(s.min_distance for s in stats):.3g} A\n"
-        f"model: {descriptor.type} ({cutoffs}), elements {', '.join(model.type_map)}, {n:,} parameters, "
-        + model.config.precision
-        + "".join(warnings)
-    )
-
-
-def _beyond_sel(sel: list[int] | int | str, type_map: Sequence[str], stats: Statistics) -> str:
-    """A warning if atoms of the data have more neighbours than `sel`: it normalises sums, and cuts nothing."""
-    if isinstance(sel, list):
-        pairs = zip(type_map, sel, stats.max_neighbors.tolist(), strict=True)
-        over = [f"{found} {element} (sel {n})" for element, n, found in pairs if found > n]
-    else:
-        over = [f"{stats.max_neighbors_total} (sel {sel})"] if stats.max_neighbors_total > int(sel) else []
-    if not over:
-        return ""
-    return (
-        f"\nwarning: atoms have up to {', '.join(over)} neighbours; all of them count, and `sel` is only the "
-        "normaliser here, but other codes would cut them. Raise `sel`, or set it to auto."
-    )

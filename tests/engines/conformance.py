@@ -9,10 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from diary import DIARY, Diary
 from dpsim.analysis.statistics import mean_with_error
 from dpsim.engines.ase_engine import atoms_from_state, state_from_atoms
 from dpsim.engines.base import Engine, RunControl, StageSettings, State
-from dpsim.engines.output import RESTART, THERMO, TRAJECTORY, load_checkpoint, read_thermo
+from dpsim.engines.output import RESTART, START, THERMO, TRAJECTORY, load_checkpoint, read_thermo
 from dpsim.errors import ConfigError, SimulationError
 from dpsim.trajectory import count_frames, read_frame
 from dpsim.units import BOLTZMANN_EV_PER_K
@@ -121,6 +122,41 @@ class EngineConformance:
         for field in ("positions", "momenta", "cell"):
             np.testing.assert_array_equal(getattr(parts.state, field), getattr(whole.state, field))
 
+    @pytest.mark.parametrize("name", ["minimise", "langevin", "npt isotropic"])
+    def test_an_observer_sees_every_step_once_whatever_happens(self, name: str, tmp_path: Path) -> None:
+        stage = replace(STAGES[name], thermo_every=3)
+        self.run(stage, tmp_path / "unseen")
+        diary = Diary(every=4)
+        self.run(stage, tmp_path / "whole", observers=(diary,))
+        assert [step for step, _ in diary.seen] == list(range(0, stage.n_steps + 1, 4))[: len(diary.seen)]
+        assert len(diary.seen) > 5
+        for attempt, call in enumerate((6, 17, 3)):
+            with pytest.raises(Killed):
+                often = 0.0 if attempt % 2 == 0 else 1e9
+                fails = self.calculator(call, Killed())
+                self.run(stage, tmp_path / "parts", fails, checkpoint_seconds=often, observers=(Diary(every=4),))
+        self.run(stage, tmp_path / "parts", observers=(Diary(every=4),))
+        whole = tmp_path / "whole"
+        for file in (THERMO, TRAJECTORY):  # looking changes nothing
+            assert (tmp_path / "unseen" / file).read_bytes() == (whole / file).read_bytes(), file
+        for file in (THERMO, TRAJECTORY, DIARY):
+            assert (tmp_path / "parts" / file).read_bytes() == (whole / file).read_bytes(), file
+
+    @pytest.mark.parametrize("name", ["minimise", "bussi"])
+    def test_an_observer_ends_the_stage(self, name: str, tmp_path: Path) -> None:
+        stage = replace(STAGES[name], thermo_every=3)
+        result = self.run(stage, tmp_path, observers=(Diary(every=4, end_at=8),))
+        assert result.finished
+        assert result.step == 8
+        assert result.ended_early == "the diary is full at step 8"
+        before = {file: (tmp_path / file).read_bytes() for file in (THERMO, TRAJECTORY, DIARY)}
+        assert before[DIARY].count(b"\n") == 4
+        longer = replace(stage, n_steps=90)
+        again = self.run(longer, tmp_path, self.calculator(1, Killed()), observers=(Diary(every=4, end_at=8),))
+        assert (again.finished, again.step, again.ended_early) == (True, 8, result.ended_early)
+        np.testing.assert_array_equal(again.state.positions, result.state.positions)
+        assert before == {file: (tmp_path / file).read_bytes() for file in before}
+
     def test_stop_request_saves_and_continues(self, tmp_path: Path) -> None:
         stage = STAGES["langevin"]
         whole = self.run(stage, tmp_path / "whole")
@@ -135,6 +171,13 @@ class EngineConformance:
         assert first.step == 10
         second = self.run(stage, tmp_path / "parts")
         np.testing.assert_array_equal(second.state.positions, whole.state.positions)
+
+    def test_a_checkpoint_of_the_start_goes_on_without_writing_it_again(self, tmp_path: Path) -> None:
+        self.run(STAGES["bussi"], tmp_path)
+        before = {file: (tmp_path / file).read_bytes() for file in (THERMO, TRAJECTORY)}
+        (tmp_path / RESTART).write_bytes((tmp_path / START).read_bytes())
+        self.run(STAGES["bussi"], tmp_path)
+        assert {file: (tmp_path / file).read_bytes() for file in before} == before
 
     def test_finished_stage_is_not_run_again(self, tmp_path: Path) -> None:
         first = self.run(STAGES["nve"], tmp_path)

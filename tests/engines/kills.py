@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from diary import DIARY
 from dpsim.engines.base import Engine
 from dpsim.engines.output import RESTART, THERMO, TRAJECTORY, load_checkpoint
 
@@ -20,6 +21,7 @@ import sys
 sys.path[:0] = {paths!r}
 from pathlib import Path
 from conformance import STAGES
+from diary import Diary
 from dataclasses import replace
 from pair_calculators import PairCalculator, argon
 from {module} import {engine}
@@ -28,7 +30,7 @@ from dpsim.engines.base import RunControl
 stage = replace(STAGES[{name!r}], n_steps={steps}, trajectory_every=3)
 {engine}().run_stage(
     state_from_atoms(argon()), PairCalculator(), stage, Path({directory!r}),
-    RunControl(seed=7, name="killed", checkpoint_seconds={every}),
+    RunControl(seed=7, name="killed", checkpoint_seconds={every}, observers=(Diary(every=2),)),
 )
 """
 
@@ -67,7 +69,7 @@ def assert_kills_change_nothing(engine: Engine, name: str, folder: Path, steps: 
     _, message = final.communicate()
     assert final.returncode == 0, message.decode()
     assert killed >= max(1, kills - 1)
-    for file in (THERMO, TRAJECTORY):
+    for file in (THERMO, TRAJECTORY, DIARY):
         assert (folder / "parts" / file).read_bytes() == (folder / "whole" / file).read_bytes(), file
     parts, whole = (load_checkpoint(folder / d / RESTART) for d in ("parts", "whole"))
     assert parts is not None

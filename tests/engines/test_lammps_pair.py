@@ -23,6 +23,7 @@ from student_files import Part, random_atoms, random_student, write_student
 
 from dpsim.calculators import lammps_pair
 from dpsim.calculators.ase_calculator import DPCalculator
+from dpsim.calculators.committee import CommitteeCalculator
 from dpsim.errors import DpsimError
 from dpsim.kernels.student import usable
 
@@ -234,6 +235,22 @@ def test_committee_writes_the_model_deviation(case: Case) -> None:
     np.testing.assert_allclose(rows[0, 1:], expected, rtol=1e-5)
     np.testing.assert_allclose(thermo(output)["c_devi[4]"][:1], rows[0, 4], rtol=1e-4)
     np.testing.assert_allclose(thermo(output)["PotEng"][0], evaluated[0].get_potential_energy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("units", ["metal", "real"])
+def test_relative_deviation(case: Case, units: str) -> None:
+    """Eqs. 71 and 72 of DeePMD-kit v2; nu is in LAMMPS's units, and the result has none."""
+    scale = KCAL_PER_EV if units == "real" else 1.0
+    levels = f"relative {0.5 * scale!r} relative_v {0.2 * scale!r}"
+    models = " ".join(map(str, case.models))
+    case.run("run 0\n", models=f"{models} precision float64 out_file spread.txt {levels}", units=units)
+    row = [float(x) for x in (case.folder / "spread.txt").read_text().splitlines()[1].split()]
+    atoms = case.reference()
+    atoms.calc = CommitteeCalculator(case.models, relative=0.5, relative_v=0.2, precision="float64")
+    atoms.get_forces()
+    found = atoms.calc.results
+    expected = [found[f"{k}_devi_{of}"] for of in "vf" for k in ("max", "min", "avg")]
+    np.testing.assert_allclose(row[1:], expected, rtol=2e-5)
 
 
 def test_hybrid_with_types_of_other_styles(case: Case) -> None:

@@ -12,7 +12,7 @@ from model_suite import PhysicsOfAModel, build, frame
 from dpsim.data.frame import Batch
 from dpsim.models.descriptor_config import Dpa1Config, HybridConfig, SeE2aConfig, SeE3Config, SeE3TebdConfig
 from dpsim.models.descriptors.three_body import SeE3, SeE3Tebd
-from dpsim.models.graph import Graph
+from dpsim.models.graph import Graph, pairs_within
 
 SMALL: dict[str, object] = {"rcut": 3.0, "rcut_smth": 1.0, "neuron": [4, 8]}
 TYPED = SMALL | {"sel": 40, "tebd_dim": 4}
@@ -43,12 +43,12 @@ class TestThreeBody(PhysicsOfAModel):
 
 
 def all_angles(name: str) -> tuple[SeE3 | SeE3Tebd, Graph, list[tuple[int, int, int, torch.Tensor, torch.Tensor]]]:
-    """A descriptor, a graph, and (i, t_j, t_k, E_jk, w_j w_k) of all ordered pairs, by `Graph.angles`."""
+    """A descriptor, a graph, and (i, t_j, t_k, E_jk, w_j w_k) of all ordered pairs, by `pairs_within`."""
     descriptor = build(SE_E3[name]).descriptor
     batch = Batch.from_frames([frame()], 3.0)
     graph, _ = Graph.from_batch(batch, batch.edge_vectors(), 3)
     env, w = descriptor.environment(graph)
-    first, second, _ = graph.angles(3.0)
+    first, second, _ = pairs_within(graph.center, graph.n_atoms)
     e = (env[first, 1:] * env[second, 1:]).sum(1)
     i, j, k = graph.center[first], graph.neighbor_types[first], graph.neighbor_types[second]
     return descriptor, graph, list(zip(i.tolist(), j.tolist(), k.tolist(), e, w[first] * w[second], strict=True))

@@ -36,7 +36,7 @@ def dpsim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captur
 def test_help_names_every_command(dpsim):
     code, out, _ = dpsim("--help")
     assert code == 0
-    names = "run train test evaluate verify convert compress show schema template validate doctor"
+    names = "run train test evaluate deviation verify convert compress show schema template validate doctor"
     for name in names.split():
         assert name in out
         assert dpsim(name, "--help")[0] == 0

@@ -15,12 +15,21 @@ from pydantic import BaseModel
 
 from dpsim.cli import app
 from dpsim.config import parse_yaml
+from dpsim.distill.accept_config import AcceptConfig
 from dpsim.protocols.schema import Protocol
 from dpsim.train.config import TrainConfig
+from dpsim.train.learning_curve import CurveConfig
+from dpsim.train.testing import SetsConfig
 
 ROOT = Path(__file__).parents[2]
 PAGES = [p for p in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if p.is_file()]
-KINDS: dict[str, type[BaseModel]] = {"train.yaml": TrainConfig, "protocol.yaml": Protocol}
+KINDS: dict[str, type[BaseModel]] = {
+    "train.yaml": TrainConfig,
+    "protocol.yaml": Protocol,
+    "accept.yaml": AcceptConfig,
+    "curve.yaml": CurveConfig,
+    "sets.yaml": SetsConfig,
+}
 COMMANDS: dict[str, Any] = dict(typer.main.get_command(app).commands)  # type: ignore[attr-defined]
 
 _BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)

@@ -58,3 +58,11 @@ def test_an_engine_without_adapter_is_not_called_usable():
         check = find(name)
         assert check.state == "ok" or "adapter" in check.detail or "pip install" in check.detail
     assert find("ase").state == "ok"
+
+
+def test_workers_are_named_with_what_brings_them(monkeypatch: pytest.MonkeyPatch):
+    assert find("dask").state == find("dask-jobqueue").state == "ok"
+    assert find("Slurm").state == "ok" or "local" in find("Slurm").detail
+    real = doctor.importlib.util.find_spec
+    monkeypatch.setattr(doctor.importlib.util, "find_spec", lambda name: None if name == "dask" else real(name))
+    assert find("dask").state == "missing" and "dpsim[workers]" in find("dask").detail

@@ -2,7 +2,7 @@
 
 import torch
 
-from dpsim.models.nets import smooth_softmax
+from dpsim.kernels.pair_attention import smooth_softmax
 
 
 def test_smooth_softmax_is_one_over_more_entries_and_differentiates_twice():

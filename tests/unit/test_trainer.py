@@ -108,7 +108,7 @@ def test_other_descriptors_learn(train_settings: dict[str, Any], tmp_path: Path,
 
 def test_each_descriptor_of_a_hybrid_has_its_statistics(train_settings: dict[str, Any]) -> None:
     config = config_of(train_settings, model={**train_settings["model"], "descriptor": OTHER_DESCRIPTORS["hybrid"]})
-    model, stats = build_model(config, open_data(config.data, config.model.type_map))
+    model, stats = build_model(config, open_data(config))
     assert len(stats) == 4 and model.rcut == 4.0
     for part, of_part in zip(model.descriptor.members, stats, strict=True):
         np.testing.assert_array_equal(part.dstd, of_part.dstd.astype(np.float32))
@@ -365,7 +365,7 @@ def test_weights_of_data_are_shares_of_the_draws(train_settings: dict[str, Any],
         "batch_size": 1,
     }
     trainer = Trainer(config_of(train_settings, data=data), tmp_path, False, Silent())
-    np.testing.assert_allclose(trainer.sampler.probabilities, [0.75 * 12 / 20, 0.75 * 8 / 20, 0.25])
+    np.testing.assert_allclose(trainer.tasks[0].sampler.probabilities, [0.75 * 12 / 20, 0.75 * 8 / 20, 0.25])
 
 
 def test_ema_is_what_is_saved_and_validated(train_settings: dict[str, Any], tmp_path: Path) -> None:

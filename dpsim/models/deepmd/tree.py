@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from dpsim.errors import ModelFileError
-from dpsim.models.container import atomic_write
+from dpsim.files import atomic_write
 from dpsim.models.deepmd.binding import Tree
 
 PORTABLE = (".dp", ".yaml", ".yml", ".json")

@@ -72,7 +72,7 @@ class Repformer(EnvironmentDescriptor):
             w=w,
             mean=1 / (few + n),
             norm=norm if self.smooth else norm[graph.center],
-            n_empty=self.sel[0] - slots.width,
+            n_slots=self.sel[0] if self.smooth else 0,
             smooth=self.smooth,
         )
         return near, self.act(self.g_embedding(s)), h

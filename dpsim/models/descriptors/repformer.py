@@ -27,23 +27,20 @@ h.h/sqrt(3) and the styles of adding as in DeePMD-kit 3.2.0. The last layer upda
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from dpsim.kernels.activation import activation
-from dpsim.kernels.chunked import chunked
 from dpsim.kernels.neighbor_sum import neighbor_dot, neighbor_sum
+from dpsim.kernels.pair_attention import Attention, pair_attention, softmax_of_slots
 from dpsim.models.descriptor_config import RepformerConfig
 from dpsim.models.graph import Slots
-from dpsim.models.nets import Layer, LayerNorm, normal_parameter, smooth_softmax
+from dpsim.models.nets import Layer, LayerNorm, normal_parameter
 
 Linear = Callable[..., Layer]  # linear(n_in, n_out, bias=True) of one generator and dtype
 SHIFT = 20.0  # of the smooth softmax
-CHUNK = 2**17  # attention weights of pairs at a time
-NEVER = -1e30  # the logit of an empty slot where there is no switch
 
 
 class Neighbors(NamedTuple):
@@ -61,7 +58,7 @@ class Neighbors(NamedTuple):
     w: Tensor
     mean: Tensor
     norm: Tensor
-    n_empty: int
+    n_slots: int
     smooth: bool
 
     def sum(self, x: Tensor, y: Tensor) -> Tensor:
@@ -75,16 +72,6 @@ class Neighbors(NamedTuple):
     def dot(self, z: Tensor, f: Tensor, weight: Tensor | None = None) -> Tensor:
         """z_i f_j, (n_edges, k), of z (n, k, d), or with a weight (k, d) W (z_i * f_j) of z (n, d)."""
         return neighbor_dot(z, f, self.offsets, self.atom, weight)
-
-    def softmax(self, logits: Tensor, w: Tensor) -> Tensor:
-        """Attention weights (n, ..., p): softmax* or softmax+ without the w before it.
-
-        Args: logits (n, ..., p), 0 in empty slots: w (a + 20), of which the -20 drops out, or a where not smooth;
-        w as long.
-        """
-        if self.smooth:
-            return smooth_softmax(logits, self.n_empty)
-        return torch.softmax(logits.masked_fill(w == 0, NEVER), -1)
 
 
 class RepformerLayer(nn.Module):
@@ -198,7 +185,8 @@ class AtomAttention(nn.Module):
         query = self.query(f).view(-1, self.hidden, self.heads) * self.hidden**-0.5
         logits = near.dot(torch.einsum("ndh,adh->nha", query, key), f)  # (n_edges, heads)
         logits = slots.fill((logits + SHIFT) * w if near.smooth else logits).transpose(1, 2)
-        weights = slots.edges(near.softmax(logits, slots.fill(w).transpose(1, 2)).transpose(1, 2))
+        weights = softmax_of_slots(logits, slots.fill(w).transpose(1, 2), near.n_slots)
+        weights = slots.edges(weights.transpose(1, 2))
         gathered = near.sum_of_atoms(weights * w, f)
         return self.out(torch.einsum("nha,ach->nhc", gathered, value).flatten(1))
 
@@ -220,47 +208,26 @@ class PairAttention(nn.Module):
 
     def forward(self, g: Tensor, h: Tensor, near: Neighbors) -> tuple[Tensor | None, Tensor | None]:
         """Updates of g (n_edges, d) and h (n_edges, 3), where there are such."""
-        d, heads, p = g.shape[1], self.heads, near.slots.width
+        d, heads, turn = g.shape[1], self.heads, self.turn
         query, key = self.query_key.weight.view(d, self.hidden, 2, heads).unbind(2)  # heads are the last axis
-        shared = [torch.einsum("adh,bdh->ahb", query, key).reshape(d, heads * d) * self.hidden**-0.5]
+        query_key = torch.einsum("adh,bdh->ahb", query, key).reshape(d, heads * d) * self.hidden**-0.5
+        out = []  # V W_o, and v, for each head
         if self.of_g:
-            value, out = self.value.weight.view(d, d, heads), self.out.weight.view(d, heads, d)
-            shared.append(torch.einsum("ach,cho->hao", value, out).reshape(heads * d, d))
-        if self.turn is not None:
-            shared.append(torch.kron(self.turn.weight, torch.eye(3, dtype=g.dtype, device=g.device)))
-        slots = [near.slots.fill(x) for x in (g, h, near.w)]
-        seen = near.slots.edges(chunked(partial(self.attend, near), slots, shared, CHUNK // (heads * p * p)))
+            value, of_heads = self.value.weight.view(d, d, heads), self.out.weight.view(d, heads, d)
+            out.append(torch.einsum("ach,cho->hao", value, of_heads))
+        if turn is not None:
+            out.append(turn.weight[:, :, None] * torch.eye(3, dtype=g.dtype, device=g.device))
+        both = torch.cat([torch.block_diag(*of_head) for of_head in zip(*out, strict=True)])
+        shift = SHIFT if near.smooth else 0.0
+        kind = Attention(heads, self.has_gate, self.of_g, turn is not None, shift, near.n_slots)
+        seen = pair_attention(g, h, near.w, query_key, both, near.offsets, kind)
         attended = turned = None
         if self.of_g:
             assert self.out.bias is not None  # it is made with one
             attended = self.norm(seen[:, :d] + self.out.bias)
-        if self.turn is not None:
+        if turn is not None:
             turned = seen[:, -3:]
         return attended, turned
-
-    def attend(self, near: Neighbors, g: Tensor, h: Tensor, w: Tensor, query_key: Tensor, *out: Tensor) -> Tensor:
-        """What the slots of some atoms see, (n, p, d [+ 3]): [sum_k A_jk g_ik V W_o, v sum_k A_jk h_ik], as configured.
-
-        Args: in slots, g (n, p, d), h (n, p, 3), w (n, p, 1); query_key (d, heads * d): Q K^T / sqrt(hidden); out: of
-        what is configured, V W_o (heads * d, d) and v (heads * 3, 3), times the unit matrix.
-        """
-        (n, p, d), heads = g.shape, self.heads
-        queries = (g @ query_key).view(n, p, heads, d).transpose(1, 2).reshape(n, heads * p, d)
-        logits = (queries @ g.transpose(1, 2)).view(n, heads, p, p)
-        wh = w * h
-        angle = (wh @ wh.transpose(1, 2))[:, None]  # w_j w_k h_j.h_k
-        ww = (w @ w.transpose(1, 2))[:, None]
-        if near.smooth:
-            logits = torch.addcmul(SHIFT * ww, logits, angle if self.has_gate else ww)
-        elif self.has_gate:
-            logits = logits * angle
-        weights = near.softmax(logits, w[:, None].transpose(2, 3)) * (angle * 3**-0.5)
-        weights = weights.view(n, heads * p, p)
-        seen = [
-            (weights @ x).view(n, heads, p, -1).transpose(1, 2).flatten(2) @ of_heads
-            for x, of_heads in zip([g] * self.of_g + [h], out, strict=False)
-        ]
-        return torch.cat(seen, -1) if len(seen) > 1 else seen[0]
 
 
 def _residual(config: RepformerConfig, width: int, generator: torch.Generator, dtype: torch.dtype) -> nn.Parameter:

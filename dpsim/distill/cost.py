@@ -1,0 +1,131 @@
+"""What a model costs: seconds and bytes per atom of a force call, measured in a process of its own."""
+
+from __future__ import annotations
+
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dpsim.analysis.report import Section, Table
+from dpsim.distill.accept_units import ase_calculator
+from dpsim.distill.accept_work import Work
+from dpsim.protocols.schema import Structure
+from dpsim.protocols.structures import load_structure
+from dpsim.workers import Unit, WorkersConfig, run_units
+
+if TYPE_CHECKING:
+    from ase import Atoms
+
+_CALLS = 7
+_MOVE = 0.005  # A: as far as an atom gets in a step
+_LARGE = 1000  # atoms: memory is measured between a cell and one with at least so many
+_SECONDS = 60.0  # a model that is slower than this for the large cell is not asked for its memory
+
+
+@dataclass(frozen=True)
+class Cost:
+    """seconds: of a force call in dynamics, per atom; bytes: of memory per atom, None where unknown.
+
+    n_atoms: of the structure that was timed; threads: of the processor.
+    """
+
+    seconds: float
+    bytes: float | None
+    n_atoms: int
+    device: str
+    threads: int
+
+
+def measure_costs(work: Work) -> dict[str, Cost]:
+    """Both contenders, on the first structure; {} where measuring fails, which no verdict depends on."""
+    units = []
+    for contender in work.contenders:
+        arguments = {
+            "source": contender.plain(),
+            "structure": work.groups[0].structure.model_dump(mode="json"),
+            "seed": work.config.seed,
+            "precision": work.config.precision,
+            "device": work.config.device,
+        }
+        folder = work.directory / "cost" / contender.role
+        units.append(Unit(f"cost {contender.role} {contender.identity[:12]}", folder, arguments))
+    found = {}
+    for outcome in run_units(measure, units, WorkersConfig(threads=work.workers.threads if work.workers else 1)):
+        if not outcome.failed:
+            found[outcome.unit.folder.name] = Cost(**outcome.result)
+    return found if len(found) == len(units) else {}
+
+
+def measure(
+    folder: Path, *, source: Any, structure: dict[str, Any], seed: int, precision: str | None, device: str
+) -> dict[str, Any]:
+    """Time and memory of one contender, as the fields of `Cost`. Memory needs a fresh process, which starts here."""
+    from concurrent.futures import ProcessPoolExecutor
+    from multiprocessing import get_context
+
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+        return pool.submit(measure_here, source, structure, seed, precision, device).result()
+
+
+def measure_here(
+    source: Any, structure: dict[str, Any], seed: int, precision: str | None, device: str
+) -> dict[str, Any]:
+    """As `measure`, in this process, whose peak of memory should be that of loading the model."""
+    import torch
+
+    atoms = load_structure(Structure.model_validate(structure), seed)
+    calculator = ase_calculator(source, precision, device)
+    random = np.random.default_rng(0)
+    times = [_timed_call(atoms, calculator, random) for _ in range(_CALLS + 1)][1:]
+    seconds = statistics.median(times) / len(atoms)
+    memory = None
+    repeat = next(k for k in range(1, 1000) if len(atoms) * k**3 >= _LARGE)
+    large = atoms.repeat([repeat if periodic else 1 for periodic in atoms.pbc])
+    if len(large) > len(atoms) and seconds * len(large) < _SECONDS:
+        before = _peak(device)
+        _timed_call(large, calculator, random)
+        grown = _peak(device) - before
+        memory = grown / (len(large) - len(atoms)) if grown > 0 else None
+    return {
+        "seconds": seconds,
+        "bytes": memory,
+        "n_atoms": len(atoms),
+        "device": device,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _timed_call(atoms: Atoms, calculator: Any, random: np.random.Generator) -> float:
+    """Seconds of a force call after a small move."""
+    atoms.positions += random.normal(0.0, _MOVE, atoms.positions.shape)
+    atoms.calc = calculator
+    begin = time.perf_counter()
+    atoms.get_forces()
+    return time.perf_counter() - begin
+
+
+def _peak(device: str) -> float:
+    """Bytes that this process has needed at most so far."""
+    if device.startswith("cuda"):
+        import torch
+
+        return float(torch.cuda.max_memory_allocated(device))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
+
+
+def cost_section(costs: dict[str, Cost]) -> Section | None:
+    """A table for the report; None where nothing was measured."""
+    if not costs:
+        return None
+    rows = [
+        (role, 1e6 * c.seconds, None if c.bytes is None else c.bytes / 1024.0, c.n_atoms, c.threads, c.device)
+        for role, c in costs.items()
+    ]
+    header = ("model", "µs per atom and step", "KiB per atom", "atoms", "threads", "device")
+    return Section("Cost", "Force calls in a row, each after a small move.", table=Table(header, rows))

@@ -1,0 +1,113 @@
+"""The folder of a run: one process at a time works in it, a signal ends the work cleanly, and the results lie in it."""
+
+from __future__ import annotations
+
+import fcntl
+import signal
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from dpsim.analysis.report import Verdict, overall_verdict, write_report, write_results_json
+from dpsim.errors import DpsimError
+from dpsim.protocols.context import AnalysisOutput
+
+PROTOCOL, RESULTS = "protocol.yaml", "results.json"
+
+
+@dataclass(frozen=True)
+class RunOutcome:
+    """How a run ended. `stopped`: by request, everything saved; then there is no report yet and `verdict` is None."""
+
+    directory: Path
+    verdict: Verdict | None
+    report: Path | None
+    results: Path | None
+    stopped: bool
+    message: str
+
+
+def stopped_outcome(directory: Path, say: Callable[[str], None]) -> RunOutcome:
+    """Of a run that somebody asked to stop."""
+    message = f"Stopped; everything is saved in {directory}. The same command continues."
+    say(message)
+    return RunOutcome(directory, None, None, None, True, message)
+
+
+def conclude_run(
+    directory: Path,
+    title: str,
+    output: AnalysisOutput,
+    origin: Mapping[str, Any],
+    facts: Mapping[str, str],
+    say: Callable[[str], None],
+) -> RunOutcome:
+    """Write results.json and report.html of a finished run.
+
+    Args: output: everything found; origin: `provenance`; facts: key figures under the title.
+    """
+    results = write_results_json(directory / RESULTS, output.results, origin, title=title, warnings=output.warnings)
+    report = write_report(
+        directory, title, output.results, output.sections, origin, facts=facts, warnings=output.warnings
+    )
+    verdict = overall_verdict(output.results)
+    message = f"{verdict}: {report}"
+    say(message)
+    return RunOutcome(directory, verdict, report, results, False, message)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """One process per directory; the lock dies with its process, however it dies."""
+    with (directory / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise DpsimError(
+                f"`{directory}` is in use by another dpsim run; expected one at a time. "
+                "Wait for it, or use --directory."
+            ) from error
+        yield
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[Callable[[], bool]]:
+    """A function that says whether SIGINT or SIGTERM asked to stop; a second one interrupts at once."""
+    asked: list[int] = []
+
+    def remember(number: int, frame: FrameType | None) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    with _handling(remember):
+        yield lambda: bool(asked)
+
+
+@contextmanager
+def interrupted_by_signals() -> Iterator[None]:
+    """SIGINT and SIGTERM both raise KeyboardInterrupt, wherever the program is."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handling(interrupt):
+        yield
+
+
+@contextmanager
+def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before[number] = signal.signal(number, handler)
+    except ValueError:  # not in the main thread: whoever runs us there stops us in another way
+        pass
+    try:
+        yield
+    finally:
+        for number, old in before.items():
+            signal.signal(number, old)
