@@ -12,7 +12,7 @@ import time
 import numpy as np
 from scipy.signal import lfilter
 
-from dpsim.analysis.diffusion import diffusion_coefficient
+from dpsim.analysis.diffusion import CAGE_A, diffusion_coefficient
 
 D, DT = 0.23, 0.05  # A^2/ps, ps between frames
 CASES = {
@@ -39,7 +39,9 @@ def main(n: int) -> None:
         random = np.random.default_rng(1)
         begin, inside, found = time.perf_counter(), 0, []
         for _ in range(n):
-            result = diffusion_coefficient([walk(random, *case) for _ in range(n_runs)], DT)
+            result = diffusion_coefficient(
+                [walk(random, *case) for _ in range(n_runs)], DT, least_A=CAGE_A * (case[2] > 0.0)
+            )
             if result.estimate is None:
                 continue
             low, high = result.interval()

@@ -38,20 +38,42 @@ ModelName = Annotated[
 def run(
     protocol: ProtocolFile,
     directory: Annotated[Path | None, typer.Option("--directory", "-d", help="Default: the protocol's name.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Check everything, show the plan with its time and disk.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print only where the report is.")] = False,
 ) -> None:
     """Simulate, analyse and judge. The same command continues after an interruption."""
+    from dpsim.protocols import registry
+    from dpsim.protocols.plan import plan_table
     from dpsim.protocols.progress import ProgressDisplay
-    from dpsim.protocols.runner import run_protocol
-    from dpsim.protocols.schema import load_protocol
 
-    loaded = load_protocol(protocol)
+    loaded = registry.load_protocol(protocol)
+    if dry_run:
+        Console(highlight=False).print(plan_table(registry.plan(loaded)))
+        return
     display = ProgressDisplay(Console(quiet=True)) if quiet else ProgressDisplay()
-    outcome = run_protocol(loaded, directory or Path(loaded.name), display=display)
+    outcome = registry.run(loaded, directory or Path(loaded.name), display)
     if quiet:
         typer.echo(outcome.message)
     if outcome.stopped:
         raise typer.Exit(INTERRUPTED)
+
+
+@app.command()
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(help="Folders of runs, or files like their results.json (a reference); `label=path` names one."),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for report.html and results.json.")] = Path(
+        "comparison"
+    ),
+) -> None:
+    """Lay runs over each other: other models, engines, references. Which differences are more than chance?"""
+    from dpsim.protocols.compare import compare_runs
+
+    compare_runs(runs, output, Console(highlight=False))
 
 
 @app.command()
@@ -257,7 +279,7 @@ def distill(
     if quiet:
         typer.echo(outcome.message)
     codes = {"stopped": INTERRUPTED, "waiting": WAITING}
-    if code := codes.get(outcome.state, 1 if outcome.verdict == "FAIL" else 0):
+    if code := codes.get(outcome.state, 0 if outcome.verdict in (None, "PASS") else 1):
         raise typer.Exit(code)
 
 
@@ -334,23 +356,27 @@ def show(
 @app.command()
 def schema(
     of_training: Annotated[bool, typer.Option("--train", help="Of training files instead of protocols.")] = False,
+    of_distillation: Annotated[bool, typer.Option("--distill", help="Of distillations instead.")] = False,
 ) -> None:
     """Print the JSON schema of a protocol: editors complete and check YAML files with it."""
-    from dpsim.protocols.schema import json_schema
+    from dpsim.distill.config import DistillConfig
+    from dpsim.protocols.registry import json_schema
     from dpsim.train.config import TrainConfig
 
-    typer.echo(json.dumps(TrainConfig.model_json_schema() if of_training else json_schema(), indent=2))
+    other = TrainConfig if of_training else DistillConfig if of_distillation else None
+    typer.echo(json.dumps(json_schema() if other is None else other.model_json_schema(), indent=2))
 
 
 @app.command()
 def template(
-    name: Annotated[str, typer.Argument(help="nve, rdf, nvt, npt, minimise or deviation.")],
+    name: Annotated[str, typer.Argument(help="nve, rdf, npt, ...: without a name, the list.")] = "",
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Default: print it.")] = None,
 ) -> None:
     """Print a commented protocol to start from: `dpsim template nve > nve.yaml`."""
+    from dpsim.protocols.templates import list_templates
     from dpsim.protocols.templates import template as template_text
 
-    text = template_text(name)
+    text = template_text(name) if name else list_templates()
     if output is None:
         typer.echo(text, nl=False)
         return
@@ -363,20 +389,27 @@ def template(
 
 
 @app.command()
-def validate(file: Annotated[Path, typer.Argument(help="A protocol or a training file.")]) -> None:
+def validate(file: Annotated[Path, typer.Argument(help="A protocol, a training file, or a distillation.")]) -> None:
     """Check everything that can be checked without simulating or training."""
     from dpsim.config import load_yaml
-    from dpsim.protocols.runner import validate_file
+    from dpsim.protocols import registry
     from dpsim.train.config import TrainConfig
     from dpsim.train.finetune import complete
     from dpsim.train.setup import open_data
 
-    if _is_training(file):
+    keys = _keys_of(file)
+    if {"teacher", "student"} <= keys:
+        from dpsim.distill.config import DistillConfig
+        from dpsim.distill.plan import check
+
+        check(load_yaml(file, DistillConfig))
+        typer.echo(f"{file}: a distillation, ready for `dpsim distill`")
+    elif keys & {"data", "tasks"} and "stages" not in keys:
         config = load_yaml(file, TrainConfig)
         open_data(complete(config, {}))
         typer.echo(f"{file}: a training file, ready for `dpsim train`")
     else:
-        validate_file(file)
+        registry.check(registry.load_protocol(file))
         typer.echo(f"{file}: a protocol, ready for `dpsim run`")
 
 
@@ -419,15 +452,15 @@ def _report(message: str, code: int) -> int:
     return code
 
 
-def _is_training(file: Path) -> bool:
-    """Whether a YAML file looks like a training file; mistakes in it are for its own reader to report."""
+def _keys_of(file: Path) -> set[str]:
+    """The keys of a YAML file, which tell what it is; mistakes in it are for its own reader to report."""
     import yaml
 
     try:
         keys = yaml.safe_load(file.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False
-    return isinstance(keys, dict) and ("data" in keys or "tasks" in keys) and "stages" not in keys
+        return set()
+    return set(keys) if isinstance(keys, dict) else set()
 
 
 def _as_table(header: dict[str, Any]) -> Any:

@@ -5,6 +5,7 @@ A field of type `Time`, `Temperature`, ... takes text with a unit ("0.5 fs", "33
     Time          fs        Temperature   K         Pressure      bar       Length        A (Angstrom)
     Energy        eV        Mass          amu       Force         eV/A      Rate          1/fs
     Compressibility 1/bar   EnergyDrift   meV/atom/ps         EnergyPerAtom meV/atom
+    Frequency     THz       Density       g/cm^3    Diffusivity   cm^2/s    Viscosity     mPa s
 
 Defaults are written in these units: `timestep: Time = 0.5` is 0.5 fs. Written out again they are text with a unit.
 """
@@ -115,6 +116,10 @@ Rate = Annotated[float, Quantity("1/fs", "1 1/ps")]
 Compressibility = Annotated[float, Quantity("1/bar", "4.6e-5 1/bar")]
 EnergyPerAtom = Annotated[float, Quantity("meV/atom", "1 meV/atom")]
 EnergyDrift = Annotated[float, Quantity("meV/atom/ps", "0.1 meV/atom/ps")]
+Frequency = Annotated[float, Quantity("THz", "1 THz")]
+Density = Annotated[float, Quantity("g/cm^3", "0.997 g/cm^3")]
+Diffusivity = Annotated[float, Quantity("cm^2/s", "2.3e-5 cm^2/s")]
+Viscosity = Annotated[float, Quantity("mPa s", "0.89 mPa s")]
 
 
 def _beside_the_file(path: Path, info: ValidationInfo) -> Path:

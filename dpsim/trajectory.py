@@ -39,6 +39,11 @@ _VISIBLE = struct.pack(">ii", _MAGIC, len(_VERSION) + 1)  # without these a read
 _HEADER_BYTES = len(_VISIBLE) + 4 + len(_VERSION) + 13 * 4 + 2 * 4
 
 
+def frame_bytes(n_atoms: int) -> int:
+    """Length of a frame with positions, velocities and forces."""
+    return _HEADER_BYTES + 4 * (9 + 9 * n_atoms)
+
+
 class TrajectoryWriter:
     """Appends frames to one TRR file.
 

@@ -44,6 +44,7 @@ PRESSURE: Dimension = (-1, -2, 1, 0)
 # Each line: names, SI value as a decimal, dimension. Source of the numbers: CODATA 2018 (physics.nist.gov/constants).
 _TABLE: tuple[tuple[str, str, Dimension], ...] = (
     ("m", "1", LENGTH),
+    ("cm", "1e-2", LENGTH),
     ("nm", "1e-9", LENGTH),
     ("pm", "1e-12", LENGTH),
     ("A Å Å angstrom Angstrom", "1e-10", LENGTH),
@@ -67,7 +68,10 @@ _TABLE: tuple[tuple[str, str, Dimension], ...] = (
     ("meV", "1.602176634e-22", ENERGY),
     ("ueV µeV μeV", "1.602176634e-25", ENERGY),
     ("hartree Hartree Ha", "4.3597447222071e-18", ENERGY),
+    ("Hz", "1", (0, -1, 0, 0)),
+    ("THz", "1e12", (0, -1, 0, 0)),
     ("Pa", "1", PRESSURE),
+    ("mPa", "1e-3", PRESSURE),
     ("kPa", "1e3", PRESSURE),
     ("MPa", "1e6", PRESSURE),
     ("GPa", "1e9", PRESSURE),
@@ -99,6 +103,8 @@ _DIMENSION_NAMES: dict[Dimension, str] = {
     (1, 2, -1, 0): "a compressibility (1/pressure)",
     (1, -1, 0, 0): "a velocity",
     (0, -1, 0, 1): "a heating rate",
+    (2, -1, 0, 0): "a diffusion coefficient",
+    (-1, -1, 1, 0): "a viscosity",
 }
 
 _NUMBER = re.compile(r"\s*([+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)\s*(.*?)\s*$", re.DOTALL)

@@ -215,7 +215,7 @@ def _client(workers: WorkersConfig, n_units: int, logs: Path) -> Iterator[Client
 def slurm_cluster(workers: WorkersConfig, logs: Path, security: Any = None) -> Any:
     """The cluster, without any job yet; its `job_script()` is what sbatch will be given.
 
-    logs: folder for what jobs print, and for the keys of `security` (readable by this user alone, removed at the end).
+    logs: folder for what jobs print, and for the keys of `security`, which this user alone can read.
     """
     slurm = workers.slurm
     assert slurm is not None
@@ -277,6 +277,18 @@ def _finished(unit: Unit) -> Outcome | None:
             "changed since: start in a new folder, or remove this one."
         )
     return Outcome(unit, found["result"], reused=True)
+
+
+def forget_other(unit: Unit) -> None:
+    """Remove the result in the unit's folder if it is another unit's: what it was made of has changed since."""
+    try:
+        if str(json.loads((unit.folder / RESULT).read_bytes())["key"]) == unit.key:
+            return
+    except FileNotFoundError:
+        return
+    except (ValueError, KeyError):
+        pass
+    (unit.folder / RESULT).unlink()
 
 
 def _outcome(unit: Unit, error: str = "", attempts: int = 1) -> Outcome:

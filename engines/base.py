@@ -101,7 +101,11 @@ class State:
 
 @dataclass(frozen=True)
 class Progress:
-    """Where a stage stands: temperature K, energies eV, speed in ns/day, and the wall time left, s."""
+    """Where a stage stands: temperature K, energies eV, speed in ns/day.
+
+    seconds_left: wall time to the end of the stage; of the run, where its runner knows.
+    drift_meV_per_atom_ps: of the conserved quantity, since the stage began or went on; None where there is none.
+    """
 
     stage: str
     kind: Kind
@@ -114,6 +118,8 @@ class Progress:
     max_force_eV_per_A: float | None
     ns_per_day: float
     seconds_left: float
+    seconds_per_step: float = 0.0
+    drift_meV_per_atom_ps: float | None = None
 
 
 @dataclass(frozen=True)

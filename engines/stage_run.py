@@ -34,6 +34,7 @@ from dpsim.engines.output import (
     require_same_settings,
     stage_settings,
 )
+from dpsim.engines.safety import RunningDrift, Safety
 from dpsim.errors import MissingDependencyError, SimulationError
 from dpsim.units import BOLTZMANN_EV_PER_K, EV_PER_A3_IN_BAR
 
@@ -76,6 +77,7 @@ class StageRun(ABC):
         self.start = start = self._first_state(state) if saved is None else saved.state
         self.freedom = max(1, stage.degrees_of_freedom(start.n_atoms))
         self.inverse_mass = 1.0 / start.masses[:, None]
+        self.safety, self.drift = Safety(stage, start), RunningDrift()
         self.step = self.first_step = self.saved_step = 0 if saved is None else saved.step
         self.finished = False if saved is None else saved.finished and saved.step == stage.n_steps
         self.ended_early = None if saved is None else saved.ended_early
@@ -222,20 +224,7 @@ class StageRun(ABC):
     def _check(self) -> None:
         """Stop at NaN and at an exploding temperature, naming the atom."""
         kinetic = 0.5 * self.momenta() ** 2 * self.inverse_mass
-        positions = self.positions()
-        temperature = self._temperature(float(kinetic.sum()))
-        if temperature <= self.stage.max_temperature_K and np.isfinite(positions).all():
-            return
-        per_atom = np.nan_to_num(kinetic.sum(axis=1), nan=np.inf)
-        atom = int(np.argmax(per_atom))
-        what = "is not finite" if not np.isfinite(temperature) else f"is {temperature:.0f} K"
-        x, y, z = positions[atom]
-        raise SimulationError(
-            f"`temperature` {what}; expected at most {self.stage.max_temperature_K:g} K. The fastest atom is "
-            f"{chemical_symbols[self.start.numbers[atom]]} atom {atom} at ({x:.4g}, {y:.4g}, {z:.4g}) A. Reduce the "
-            f"time step ({self.stage.timestep_fs:g} fs), minimise the structure first, or check that the model knows "
-            "such structures."
-        )
+        self.safety.check_motion(self.step, self._temperature(float(kinetic.sum())), kinetic, self.positions())
 
     def _write(self) -> None:
         """The row and the frame of this step, where due."""
@@ -254,9 +243,12 @@ class StageRun(ABC):
         kinetic = self._kinetic_energy()
         total = potential + kinetic
         volume = abs(float(np.linalg.det(self.cell()))) if self.start.has_volume else float("nan")
+        self.safety.check_energy(total, volume)
         static = self.static_pressure() if self.start.has_volume else float("nan")
         pressure = (2.0 * kinetic / (3.0 * volume) + static) * EV_PER_A3_IN_BAR
-        return potential, kinetic, total, self.conserved(total), self._temperature(kinetic), pressure, volume
+        conserved = self.conserved(total)
+        self.drift.add(self._time_ps(), conserved)
+        return potential, kinetic, total, conserved, self._temperature(kinetic), pressure, volume
 
     def _kinetic_energy(self) -> float:
         return 0.5 * float(np.sum(self.momenta() ** 2 * self.inverse_mass))
@@ -313,6 +305,8 @@ class StageRun(ABC):
             max_force_eV_per_A=self._largest_force() if self.stage.kind == "minimise" else None,
             ns_per_day=self._ns_per_day(),
             seconds_left=0.0 if self.finished else per_step * (self.stage.n_steps - self.step),
+            seconds_per_step=per_step,
+            drift_meV_per_atom_ps=None if (slope := self.drift.slope) is None else 1e3 * slope / self.start.n_atoms,
         )
 
 
@@ -330,8 +324,11 @@ class _naming_the_step:
             return
         run = self.run
         path = run.directory / f"failed_step_{run.step}.extxyz"
-        write(path, Atoms(run.start.numbers, run.positions(), cell=run.cell(), pbc=run.start.pbc))
+        failed = Atoms(run.start.numbers, run.positions(), cell=run.cell(), pbc=run.start.pbc)
+        failed.set_momenta(run.momenta())
+        write(path, failed)
         raise SimulationError(
             f"stage {run.control.name} failed after step {run.step} of {run.stage.n_steps}: {error} "
-            f"The structure is in {path}; the last checkpoint, of step {run.saved_step}, is kept."
+            f"The structure is in {path}, the frames before it in the trajectory; the last checkpoint, of step "
+            f"{run.saved_step}, is kept."
         ) from error

@@ -9,9 +9,9 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from dpsim.config import EnergyDrift, FilePath, Length, StrictModel, Time
+from dpsim.config import Density, Diffusivity, EnergyDrift, FilePath, Frequency, Length, StrictModel, Time, Viscosity
 
 DYNAMICS = ("nve", "nvt", "npt")
 
@@ -82,4 +82,84 @@ class RdfAnalysis(AnalysisBase):
         return value
 
 
-Analysis = Annotated[NveCheck | RdfAnalysis, Field(discriminator="type")]
+class Sampling(AnalysisBase):
+    """Which part of the run counts: what comes before equilibrium does not, and is found unless told."""
+
+    stages: tuple[str, ...] | None = Field(None, description="names of stages; default: the last that suits")
+    skip: Time | None = Field(None, ge=0.0, description="left out at the start of each stage; default: found")
+
+
+class AdfAnalysis(Sampling):
+    """Distributions of the angles that neighbours make at an atom, compared with a reference if there is one."""
+
+    type: Literal["adf"]
+    triplets: tuple[str, ...] = Field(min_length=1, description="elements, the central one in the middle: [O-O-O]")
+    shell: PositiveInt = Field(1, description="neighbours between this minimum of g(r) and the one before, or zero")
+    cutoffs: dict[str, Length] = Field({}, description="instead of `shell`: the largest distance, {O-O: 3.4 A}")
+    bins: int = Field(90, ge=6, le=720, description="from 0 to 180 degrees")
+    blocks: int = Field(10, ge=4, description="blocks of the trajectory for the error bars")
+    reference: FilePath | None = Field(None, description="npz or csv with angle_deg, adf_OOO_3.4A, ...")
+    difference: float = Field(0.1, gt=0.0, description="largest sum |P - P_ref| / sum P_ref")
+
+    @field_validator("triplets")
+    @classmethod
+    def _are_triplets(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for triplet in value:
+            if not re.fullmatch(r"[A-Z][a-z]?(-[A-Z][a-z]?){2}", triplet):
+                raise ValueError(f"`triplets` has '{triplet}'; expected three elements such as 'O-O-O'. Correct it.")
+        return value
+
+    @model_validator(mode="after")
+    def _cutoffs_are_of_arms(self) -> AdfAnalysis:
+        arms = {frozenset((b, e)) for a, b, c in (t.split("-") for t in self.triplets) for e in (a, c)}
+        for pair, length in self.cutoffs.items():
+            if frozenset(pair.split("-")) not in arms or length <= 0.0:
+                raise ValueError(
+                    f"`cutoffs` has {pair}: {length:g} A; expected a positive distance from the central element of one "
+                    f"of the triplets {list(self.triplets)} to an outer one. Correct it."
+                )
+        return self
+
+
+class DensityAnalysis(Sampling):
+    """The mean density at constant pressure."""
+
+    stage_types: ClassVar[tuple[str, ...]] = ("npt",)
+
+    type: Literal["density"]
+    reference: Density | None = Field(None, gt=0.0, description="what it should be")
+    tolerance: float = Field(0.01, gt=0.0, description="largest relative difference from it")
+
+
+class DiffusionReference(StrictModel):
+    """What D should be."""
+
+    species: str = Field(description="element")
+    value: Diffusivity = Field(gt=0.0)
+    factor: float = Field(1.5, gt=1.0, description="D lies between value / factor and value * factor")
+
+
+class DiffusionAnalysis(Sampling):
+    """Self-diffusion of each element from the mean squared displacement, where it is diffusive."""
+
+    type: Literal["diffusion"]
+    species: Literal["all"] | tuple[str, ...] = Field("all", description="elements such as [Li]")
+    confidence: float = Field(0.95, gt=0.5, lt=1.0, description="of the interval that is judged")
+    viscosity: Viscosity | None = Field(None, gt=0.0, description="of the liquid: corrects for the size of the cell")
+    references: tuple[DiffusionReference, ...] = ()
+
+
+class VdosAnalysis(Sampling):
+    """Velocity autocorrelation of each element and its spectrum, the vibrational density of states."""
+
+    type: Literal["vdos"]
+    resolution: Frequency = Field(1.0, gt=0.0, description="full width at half maximum of what a sharp line becomes")
+    blocks: int = Field(5, ge=4, description="blocks of each stage for the error bars")
+    reference: FilePath | None = Field(None, description="npz or csv with frequency_THz, vdos_O, ...")
+    difference: float = Field(0.1, gt=0.0, description="largest sum |g - g_ref| / sum g_ref")
+
+
+Analysis = Annotated[
+    NveCheck | RdfAnalysis | AdfAnalysis | DensityAnalysis | DiffusionAnalysis | VdosAnalysis,
+    Field(discriminator="type"),
+]

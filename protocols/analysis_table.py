@@ -15,9 +15,16 @@ from dpsim.protocols.context import AnalysisOutput, RunContext
 _RUN = {
     "nve_check": "nve:run_nve_check",
     "rdf": "rdf:run_rdf",
+    "adf": "adf:run_adf",
+    "density": "density:run_density",
+    "diffusion": "diffusion_stage:run_diffusion",
+    "vdos": "vdos:run_vdos",
 }
 _CHECK = {
     "rdf": "rdf:check_rdf",
+    "adf": "adf:check_adf",
+    "diffusion": "diffusion_stage:check_diffusion",
+    "vdos": "vdos:check_vdos",
 }
 
 

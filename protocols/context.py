@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from dpsim.analysis.report import Result, Section
+from dpsim.analysis.report import Curve, Result, Section
 from dpsim.engines.base import Engine, RunControl, StageResult, StageSettings
 from dpsim.engines.output import THERMO, TOPOLOGY, TRAJECTORY
 from dpsim.protocols.schema import Protocol, ProtocolHead
@@ -61,11 +61,12 @@ class RunContext:
 
 @dataclass(frozen=True)
 class AnalysisOutput:
-    """Numbers with verdicts, sections of the report, and what a reader must know before trusting them."""
+    """Numbers with verdicts, sections of the report, what a reader must know before trusting them, and curves."""
 
     results: list[Result] = field(default_factory=list)
     sections: list[Section] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
+    curves: list[Curve] = field(default_factory=list)
 
 
 class Stopped(Exception):

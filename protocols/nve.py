@@ -26,8 +26,8 @@ from dpsim.analysis.statistics import Estimate, format_value, mean_with_error
 from dpsim.engines.base import StageSettings, State
 from dpsim.engines.output import START, THERMO, load_checkpoint, read_thermo
 from dpsim.errors import ConfigError, DataError, SimulationError
-from dpsim.protocols.context import AnalysisOutput, RunContext, StageRecord, Stopped
 from dpsim.protocols.analyses import NveCheck
+from dpsim.protocols.context import AnalysisOutput, RunContext, StageRecord, Stopped
 from dpsim.trajectory import count_frames, read_frame
 from dpsim.units import ASE_TIME_FS
 

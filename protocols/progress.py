@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
+import threading
 import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
 from types import TracebackType
 
 from rich.console import Console
@@ -14,6 +21,9 @@ from rich.text import Text
 from dpsim.engines.base import Progress
 
 _PLAIN_SECONDS = 10.0
+_LOOK_SECONDS = 1.0  # between looks at runs in other processes
+_ROWS = 12  # of them are shown
+PROGRESS, LOG = "progress.json", "log.txt"
 
 
 class ProgressDisplay:
@@ -51,16 +61,82 @@ class ProgressDisplay:
             self.console.print(describe(progress), markup=False, soft_wrap=True)
             self._last_plain, self._last_stage = now, progress.stage
 
+    def show_runs(self, runs: Mapping[str, Progress]) -> None:
+        """Update the display with runs that go on at the same time, by their names."""
+        if self._live is not None:
+            self._live.update(_runs_table(runs))
+        elif runs and time.monotonic() - self._last_plain >= _PLAIN_SECONDS:
+            for name, progress in runs.items():
+                self.console.print(f"{name}  {describe(progress)}", markup=False, soft_wrap=True)
+            self._last_plain = time.monotonic()
+
+
+class ProgressFile(ProgressDisplay):
+    """For a run in a folder that is watched from elsewhere: progress.json while it runs; what it says in log.txt."""
+
+    def __init__(self, folder: Path):
+        super().__init__(Console(quiet=True))
+        self.folder = folder
+        self._last = 0.0
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        (self.folder / PROGRESS).unlink(missing_ok=True)
+
+    def say(self, text: str) -> None:
+        with (self.folder / LOG).open("a", encoding="utf-8") as file:
+            file.write(text + "\n")
+
+    def show(self, progress: Progress) -> None:
+        if time.monotonic() - self._last < _LOOK_SECONDS:
+            return
+        temporary = self.folder / f"{PROGRESS}.tmp"
+        temporary.write_text(json.dumps(asdict(progress)))
+        os.replace(temporary, self.folder / PROGRESS)
+        self._last = time.monotonic()
+
+
+@contextlib.contextmanager
+def watching(folders: Mapping[str, Path], display: ProgressDisplay) -> Iterator[None]:
+    """Show, meanwhile, what runs say of themselves in these folders (`ProgressFile`)."""
+    ended, began = threading.Event(), time.time()
+
+    def look() -> None:
+        while not ended.wait(_LOOK_SECONDS):
+            found = {name: _read_progress(folder / PROGRESS, began) for name, folder in folders.items()}
+            display.show_runs({name: progress for name, progress in found.items() if progress is not None})
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _read_progress(path: Path, since: float) -> Progress | None:
+    """What a run has said since a time; None if nothing."""
+    try:
+        return Progress(**json.loads(path.read_bytes())) if path.stat().st_mtime >= since else None
+    except (OSError, ValueError, TypeError):
+        return None
+
 
 def describe(progress: Progress) -> str:
-    """One line: stage, step, time, temperature, energy, speed, time left."""
+    """One line: stage, step, time, temperature, energy, drift of what is conserved, speed, time left."""
     done = f"{progress.stage}: step {progress.step}/{progress.n_steps}"
     energy = f"E {progress.total_energy_eV:.4f} eV"
     left = f"{duration(progress.seconds_left)} left"
     if progress.kind == "minimise":
         return f"{done}  {energy}  largest force {progress.max_force_eV_per_A or 0.0:.3f} eV/A"
     speed = f"{progress.ns_per_day:.3g} ns/day"
-    return f"{done}  {progress.time_ps:.3f} ps  T {progress.temperature_K:.1f} K  {energy}  {speed}  {left}"
+    numbers = [f"{progress.time_ps:.3f} ps", f"T {progress.temperature_K:.1f} K", energy, _drift(progress), speed, left]
+    return "  ".join([done, *filter(None, numbers)])
+
+
+def _drift(progress: Progress) -> str:
+    drift = progress.drift_meV_per_atom_ps
+    return "" if drift is None else f"drift {drift:+.2g} meV/atom/ps"
 
 
 def duration(seconds: float) -> str:
@@ -86,9 +162,22 @@ def _panel(progress: Progress) -> Table:
             f"{progress.time_ps:.3f} ps",
             f"T {progress.temperature_K:.1f} K",
             f"E {progress.total_energy_eV:.4f} eV",
+            _drift(progress),
             f"{progress.ns_per_day:.3g} ns/day",
         )
     outer = Table.grid()
     outer.add_row(table)
     outer.add_row(numbers)
     return outer
+
+
+def _runs_table(runs: Mapping[str, Progress]) -> Table:
+    """A line for each run."""
+    table = Table.grid(padding=(0, 2))
+    for name, p in list(runs.items())[:_ROWS]:
+        bar = ProgressBar(total=p.n_steps, completed=p.step, width=16)
+        numbers = f"T {p.temperature_K:.1f} K", f"{p.ns_per_day:.3g} ns/day", f"{duration(p.seconds_left)} left"
+        table.add_row(Text(name, style="bold"), p.stage, bar, *numbers)
+    if len(runs) > _ROWS:
+        table.add_row(f"and {len(runs) - _ROWS} more")
+    return table

@@ -35,6 +35,7 @@ def origin_of(protocol: ProtocolHead, speed: Mapping[str, str], random_streams: 
         "date": datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         "dpsim": version("dpsim"),
         "protocol": {
+            "kind": getattr(protocol, "protocol", "md"),
             "name": protocol.name,
             "seed": protocol.seed,
             "engine": protocol.engine,

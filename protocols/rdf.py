@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dpsim.analysis.report import Figure, Result, Section, Table, Verdict
+from dpsim.analysis.report import Curve, Figure, Result, Section, Table, Verdict
 from dpsim.analysis.statistics import format_value, student_t
 from dpsim.analysis.structure import RDF, RDFComparison, Value, compare_rdf, load_rdf_reference, save_rdf
 from dpsim.analysis.structure import rdf as compute_rdf
 from dpsim.errors import ConfigError, DataError
+from dpsim.protocols.analyses import RdfAnalysis, RdfCriteria
 from dpsim.protocols.context import AnalysisOutput, RunContext, StageRecord
 from dpsim.protocols.schema import Protocol
-from dpsim.protocols.analyses import RdfAnalysis, RdfCriteria
 from dpsim.trajectory import count_frames, open_universe
 
 if TYPE_CHECKING:
@@ -56,9 +56,9 @@ def run_rdf(analysis: RdfAnalysis, context: RunContext) -> AnalysisOutput:
             results += judge_rdf(item, comparison, analysis.criteria, label)
     path = plot_rdf(context.figures / f"rdf_{label}.png", rdfs, list(comparisons.values()))
     caption = f"Stage {label}: {rdfs[0].n_frames} frames in {rdfs[0].n_blocks} blocks. The numbers are in {table.name}."
-    return AnalysisOutput(
-        results, [Section("Structure", figures=[Figure(path, caption)], table=_shells(rdfs))], warnings
-    )
+    section = Section("Structure", figures=[Figure(path, caption)], table=_shells(rdfs))
+    curves = [Curve(f"{label}.rdf.{i.label}", f"g(r) of {i.label}", "r (A)", "g", i.r, i.g, i.g_error) for i in rdfs]
+    return AnalysisOutput(results, [section], warnings, curves)
 
 
 def check_rdf(analysis: RdfAnalysis, protocol: Protocol, atoms: Any) -> None:

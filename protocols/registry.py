@@ -40,6 +40,12 @@ class Entry:
 
 PROTOCOLS: dict[str, Entry] = {
     MD: Entry("schema:Protocol", "runner"),
+    "diffusion": Entry("diffusion:DiffusionProtocol", "sweep"),
+    "phase-scan": Entry("phase_scan:PhaseScan", "sweep"),
+    "eos": Entry("eos:EosProtocol", "static"),
+    "elastic": Entry("elastic:ElasticProtocol", "static"),
+    "defects": Entry("defects:DefectsProtocol", "static"),
+    "surface": Entry("surface:SurfaceProtocol", "static"),
 }
 
 
@@ -78,9 +84,22 @@ def parse_protocol(text: str, source: str = "<text>", folder: Path | None = None
 
 
 def json_schema() -> dict[str, Any]:
-    """JSON Schema of a protocol file of any kind, for editors."""
+    """JSON Schema of a protocol file, for editors: the key `protocol` decides which keys there are."""
     schema = schema_of_any([config_class(name) for name in PROTOCOLS])
-    return schema | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    kinds = [
+        {
+            "if": {"properties": {"protocol": {"const": name}}, "required": [] if name == MD else ["protocol"]},
+            "then": kind,
+        }
+        for name, kind in zip(PROTOCOLS, schema["anyOf"], strict=True)
+    ]
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "type": "object",
+        "properties": {"protocol": {"enum": list(PROTOCOLS), "default": MD}},
+        "allOf": kinds,
+        "$defs": schema["$defs"],
+    }
 
 
 def run_file(path: str | Path, output: str | Path | None = None) -> RunOutcome:

@@ -49,7 +49,9 @@ def conclude_run(
 
     Args: output: everything found; origin: `provenance`; facts: key figures under the title.
     """
-    results = write_results_json(directory / RESULTS, output.results, origin, title=title, warnings=output.warnings)
+    results = write_results_json(
+        directory / RESULTS, output.results, origin, title=title, warnings=output.warnings, curves=output.curves
+    )
     report = write_report(
         directory, title, output.results, output.sections, origin, facts=facts, warnings=output.warnings
     )
@@ -89,13 +91,20 @@ def stop_on_signals() -> Iterator[Callable[[], bool]]:
 
 @contextmanager
 def interrupted_by_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM both raise KeyboardInterrupt, wherever the program is."""
+    """SIGINT and SIGTERM both raise KeyboardInterrupt, wherever the program is; so do the errors that follow of it."""
+    asked: list[int] = []
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        asked.append(number)
         raise KeyboardInterrupt
 
-    with _handling(interrupt):
-        yield
+    try:
+        with _handling(interrupt):
+            yield
+    except Exception as error:
+        if asked:  # of processes that were interrupted with this one
+            raise KeyboardInterrupt from error
+        raise
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from dpsim.config import dump_yaml
-from dpsim.engines.base import Engine, RunControl, StageResult, StageSettings, State
+from dpsim.engines.base import Engine, Progress, RunControl, StageResult, StageSettings, State
 from dpsim.engines.output import RESTART, load_checkpoint, require_same_settings, stage_settings
 from dpsim.errors import ConfigError, DataError, SimulationError
 from dpsim.files import atomic_write
@@ -23,11 +23,12 @@ from dpsim.protocols.analyses import Analysis, NveCheck
 from dpsim.protocols.analysis_table import check_analysis, run_analysis
 from dpsim.protocols.context import AnalysisOutput, CalculatorFor, Precision, RunContext, StageRecord, Stopped
 from dpsim.protocols.deviation import deviation_output, make_committee, observer_of
+from dpsim.protocols.plan import Plan, measure, plan_stages
 from dpsim.protocols.progress import ProgressDisplay
 from dpsim.protocols.provenance import model_file, provenance
 from dpsim.protocols.rundir import PROTOCOL, RunOutcome, conclude_run, locked, stop_on_signals, stopped_outcome
 from dpsim.protocols.schema import Protocol, ProtocolHead
-from dpsim.protocols.summary import run_facts, stage_section
+from dpsim.protocols.summary import run_facts, run_sections
 
 
 @dataclass(frozen=True)
@@ -78,8 +79,8 @@ def run_protocol(
     checked = check_protocol(protocol, calculator_for)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory), stop_on_signals() as should_stop, display or ProgressDisplay() as shown:
-        folders = _stage_directories(directory, checked)
-        _require_continuable(checked, folders)
+        require_continuable(checked, directory)
+        folders = stage_directories(protocol, directory)
         atomic_write(directory / PROTOCOL, dump_yaml(protocol).encode())
         control = RunControl(
             seed=protocol.seed,
@@ -133,6 +134,20 @@ def check_protocol(protocol: Protocol, calculator_for: CalculatorFor = default_c
     return Checked(protocol, engine, calculator, committee, state, stages, _identity(protocol, state))
 
 
+def plan_protocol(protocol: Protocol, calculator_for: CalculatorFor = default_calculator) -> Plan:
+    """The stages, and how long they will take. Raises DpsimError as `check_protocol`."""
+    checked = check_protocol(protocol, calculator_for)
+    notes = [f"{protocol.engine}, {', '.join(Path(name).name for name in protocol.models)}"]
+    if extra := [analysis.type for analysis in protocol.analyses]:
+        notes.append(f"not counted: the analyses {', '.join(extra)}")
+    return Plan(protocol.name, plan_stages(checked.stages, checked.state.n_atoms, time_of_step(checked)), notes=notes)
+
+
+def time_of_step(checked: Checked) -> float | None:
+    """Wall time of a step, s, measured; None where none can be made from this structure."""
+    return measure(checked.engine, checked.state, checked.calculator, checked.stages)
+
+
 def _require_stress(stages: Mapping[str, StageSettings], calculator: Any) -> None:
     if any(s.kind == "npt" for s in stages.values()) and "stress" not in calculator.implemented_properties:
         raise ConfigError("the calculator gives no stress; expected one for npt stages. Use nvt, or another model.")
@@ -172,8 +187,20 @@ def _model_identity(name: str) -> str:
     return ":".join(model[k] for k in ("sha256", "head") if k in model) if model else name
 
 
-def _stage_directories(directory: Path, checked: Checked) -> dict[str, Path]:
-    return {name: directory / "stages" / f"{k:02d}_{name}" for k, name in enumerate(checked.stages, start=1)}
+def stage_directories(protocol: Protocol, directory: Path) -> dict[str, Path]:
+    """The folder of each stage in the folder of a run."""
+    return {name: directory / "stages" / f"{k:02d}_{name}" for k, name in enumerate(protocol.stage_names(), start=1)}
+
+
+def stage_records(protocol: Protocol, directory: Path) -> dict[str, StageRecord]:
+    """The stages of a run that has finished, as its checkpoints have them; those that were not begun are left out."""
+    folders = stage_directories(protocol, directory)
+    stages = dict(zip(folders, (stage.settings() for stage in protocol.stages), strict=True))
+    return {
+        name: StageRecord(name, folder, stages[name], _last_result(folder))
+        for name, folder in folders.items()
+        if (folder / RESTART).exists()
+    }
 
 
 def _stage_identity(checked: Checked, name: str) -> dict[str, Any]:
@@ -186,8 +213,9 @@ def _stage_identity(checked: Checked, name: str) -> dict[str, Any]:
     return checked.identity | {"earlier_stages": ", ".join(before)}
 
 
-def _require_continuable(checked: Checked, folders: Mapping[str, Path]) -> None:
-    """Refuse to mix settings before anything is run."""
+def require_continuable(checked: Checked, directory: Path) -> None:
+    """Refuse to mix settings, before anything is run. Raises ConfigError."""
+    folders = stage_directories(checked.protocol, directory)
     for name, stage in checked.stages.items():
         saved = load_checkpoint(folders[name] / RESTART)
         if saved is not None:
@@ -203,7 +231,14 @@ def _run_stages(
     records: dict[str, StageRecord] = {}
     for name, stage in checked.stages.items():
         observers = observer_of(checked.protocol, checked.committee, name, stage)
-        own = replace(control, name=name, identity=_stage_identity(checked, name), observers=observers)
+        left = sum(later.n_steps for later in [*checked.stages.values()][len(records) + 1 :])
+        own = replace(
+            control,
+            name=name,
+            identity=_stage_identity(checked, name),
+            observers=observers,
+            monitor=_of_the_run(control.monitor, left),
+        )
         try:
             result = checked.engine.run_stage(state, checked.calculator, stage, folders[name], own)
         except SimulationError as error:
@@ -222,6 +257,11 @@ def _run_stages(
     return records
 
 
+def _of_the_run(monitor: Callable[[Progress], None], steps_left: int) -> Callable[[Progress], None]:
+    """A stage's monitor that counts the stages after it to the time left."""
+    return lambda p: monitor(replace(p, seconds_left=p.seconds_left + steps_left * p.seconds_per_step))
+
+
 def _is_checked(checked: Checked, name: str) -> bool:
     """Whether an nve_check judges this stage."""
     last = [n for n, stage in checked.stages.items() if stage.kind == "nve"][-1:]
@@ -230,11 +270,11 @@ def _is_checked(checked: Checked, name: str) -> bool:
 
 
 def _last_result(folder: Path) -> StageResult:
-    """What the last checkpoint of a failed stage holds."""
+    """What the last checkpoint of a stage holds."""
     saved = load_checkpoint(folder / RESTART)
     if saved is None:
         raise DataError(f"`{folder / RESTART}` is missing; expected the checkpoint of a stage. Run the protocol anew.")
-    return StageResult(saved.state, saved.step, False, saved.wall_seconds, 0.0)
+    return StageResult(saved.state, saved.step, saved.finished, saved.wall_seconds, 0.0, saved.ended_early)
 
 
 def _analyse(context: RunContext, should_stop: Callable[[], bool]) -> RunOutcome:
@@ -253,6 +293,7 @@ def _analyse(context: RunContext, should_stop: Callable[[], bool]) -> RunOutcome
         total.results.extend(output.results)
         total.sections.extend(output.sections)
         total.warnings.extend(output.warnings)
+        total.curves.extend(output.curves)
     if ended := next((s for s in context.stages.values() if s.result.ended_early), None):
         total.warnings.append(
             f"Stage {ended.name} was ended: {ended.result.ended_early}. What follows is not simulated."
@@ -260,7 +301,7 @@ def _analyse(context: RunContext, should_stop: Callable[[], bool]) -> RunOutcome
     watched = deviation_output(context)
     total.results.extend(watched.results)
     total.sections.extend(watched.sections)
-    total.sections.append(stage_section(context))
+    total.sections.extend(run_sections(context))
     return conclude_run(directory, protocol.name, total, provenance(context), run_facts(context), context.say)
 
 

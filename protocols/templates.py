@@ -1,4 +1,4 @@
-"""Commented protocol files to start from: `dpsim template nve > nve.yaml`."""
+"""Commented protocol files to start from: `dpsim template nve > nve.yaml`. They are the files of `template_files`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from importlib.resources import files
 
 from dpsim.errors import ConfigError, did_you_mean
 
-NAMES = ("nve", "rdf", "nvt", "npt", "minimise", "deviation")
+_FILES = files("dpsim.protocols").joinpath("template_files")
+NAMES = tuple(sorted(file.name.removesuffix(".yaml") for file in _FILES.iterdir() if file.name.endswith(".yaml")))
 
 
 def template(name: str) -> str:
@@ -15,4 +16,10 @@ def template(name: str) -> str:
         raise ConfigError(
             f"`template` is {name!r}; expected one of {', '.join(NAMES)}.{did_you_mean(name, NAMES) or ' Choose one.'}"
         )
-    return files("dpsim.protocols").joinpath("template_files", f"{name}.yaml").read_text(encoding="utf-8")
+    return _FILES.joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def list_templates() -> str:
+    """A line for each template: its name, and the first line of its comment."""
+    width = max(map(len, NAMES)) + 2
+    return "".join(f"{name:{width}}{template(name).partition(chr(10))[0].lstrip('# ')}\n" for name in NAMES)

@@ -13,9 +13,9 @@ series of the whole system: the error of its mean (analysis/statistics.py) count
 that overlap as well as atoms that move together. Independent runs are joined end to end, which keeps that error right.
 
 The slope stays the same from a lag t on where D(2t) - D(t), paired origin by origin, is zero within its own error, that
-error is small enough to have noticed, and D at 4t, 8t, ... does not differ either. Of the shortest such t the result is
-D(2t): what is left of the cage at t, too little to be noticed, has gone by then. Where no lag qualifies there is no D,
-and `regime` says why.
+error is small enough to have noticed, and D at 4t, 8t, ... does not differ either. Of the shortest such t in which
+atoms have moved by 1 A the result is D(2t): what is left of the cage at t, too little to be noticed, has gone by then.
+Where no lag qualifies there is no D, and `regime` says why.
 
 Source: MSD by FFT: V. Calandrini et al., Collection SFN 12, 201 (2011). Estimator: C. L. Vestergaard, P. C. Blainey and
 H. Flyvbjerg, Phys. Rev. E 89, 022726 (2014), Eq. 14. Finite size: I.-C. Yeh and G. Hummer, J. Phys. Chem. B 108, 15873
@@ -48,6 +48,7 @@ CM2_PER_S = 1e-4  # of 1 A^2/ps
 _XI = 2.837297  # of a cubic lattice of images
 _CHUNK = 64  # atoms at a time: bounds the memory of the FFTs
 _FEWEST_FRAMES = 40
+CAGE_A = 1.0  # A; atoms rattle, and hydrogens librate, by about half of this
 _LAG_RATIO = math.sqrt(2.0)
 _LONGEST = 0.125  # of a run: four times a lag must fit in half of it
 _NOTICEABLE = 0.2  # a change of the slope by this part of MSD/6t must exceed its interval
@@ -165,7 +166,11 @@ def mean_squared_displacement(positions: ArrayLike) -> Array:
 
 
 def diffusion_coefficient(
-    runs: Sequence[ArrayLike], interval_ps: float, confidence: float = 0.95, shortest_ps: float = 0.0
+    runs: Sequence[ArrayLike],
+    interval_ps: float,
+    confidence: float = 0.95,
+    shortest_ps: float = 0.0,
+    least_A: float = CAGE_A,
 ) -> Diffusion:
     """D of one species from independent runs of one system, in the diffusive regime, if they reach it.
 
@@ -174,6 +179,8 @@ def diffusion_coefficient(
         interval_ps: time between frames, ps.
         confidence: of the intervals by which a lag qualifies.
         shortest_ps: no lag below this is considered.
+        least_A: nor one in which atoms move less than this (root mean square), A: they have not left their cage, or a
+            hydrogen its molecule, whatever the slope does. 0 for walkers that have neither.
 
     Returns:
         Diffusion. For periodic cells see `finite_size_correction`.
@@ -187,17 +194,18 @@ def diffusion_coefficient(
     growth = _Growth(paths, interval_ps)
     slopes = {lag: mean_with_error(growth.slopes(lag)) for lag in sorted({*lags, *(2 * lag for lag in lags)})}
     steady = [lag for lag in lags if _steady(growth, lag, lags[-1], confidence)]
-    moving = [lag for lag in steady if growth.exponent(lag) >= _DIFFUSIVE]
+    still = [lag for lag in steady if growth.exponent(lag) < _DIFFUSIVE]
+    moving = [lag for lag in steady if lag not in still and growth.msd(lag) >= least_A**2]
 
-    regime: Regime = "diffusive" if moving else "caged" if steady else "too short"
-    lag = moving[0] if moving else steady[-1] if steady else lags[-1]
+    regime: Regime = "diffusive" if moving else "caged" if still else "too short"
+    lag = moving[0] if moving else still[-1] if still else lags[-1]
     time, exponent, upper = lag * interval_ps, growth.exponent(lag), slopes[lag].interval(confidence)[1]
     explanation = {
         "diffusive": f"The slope of the MSD stays the same from {time:g} ps on; D is that from {2 * time:g} ps on.",
         "caged": f"Atoms vibrate about sites: up to {time:g} ps the MSD grows like t^{exponent:.2f}, not like t. D is "
         f"below {max(0.0, upper):.2g} A^2/ps. If it is a liquid, run longer.",
-        "too short": f"The slope of the MSD still changes, or is not known well enough to tell, at lags up to {time:g} "
-        f"ps, an eighth of a run ({n} frames of {interval_ps:g} ps). Run longer.",
+        "too short": f"In lags up to {time:g} ps, an eighth of a run, atoms move by {growth.msd(lag) ** 0.5:.2g} A; "
+        "the slope of the MSD still changes, or is not known well enough to tell. Run longer.",
     }[regime]
     return Diffusion(
         regime=regime,

@@ -52,7 +52,7 @@ def judge(
     room = abs(near - value)
     more = (half / room) ** 2 if room > _SOON * half else math.inf
     advice = (
-        f"about {max(1.2, more):.2g} times the data would decide" if math.isfinite(more) else "it is too close to it"
+        f"about {max(1.2, more):.2g} times the data would decide" if math.isfinite(more) else "the value is too near it"
     )
     return Judgement("UNDECIDED", f"The {text} contains the threshold: {advice}.", more)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,10 +17,12 @@ from numpy.typing import ArrayLike
 
 from dpsim.analysis.diffusion import Diffusion
 from dpsim.analysis.dynamics import MEV_PER_EV, DriftResult, ScalingResult
+from dpsim.analysis.figure_data import figure_data, with_data
 from dpsim.analysis.rdf_reference import RDFComparison
 from dpsim.analysis.rdf_shells import RDF
 from dpsim.analysis.statistics import format_value, mean_with_error, student_t
 from dpsim.errors import DataError, MissingDependencyError
+from dpsim.files import atomic_write
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -72,6 +75,8 @@ def figure(
 ) -> Iterator[tuple[Figure, Any]]:
     """A figure of rows x columns axes in the house style, saved to `path` as PNG when the block ends.
 
+    The PNG carries its data (figure_data.py), from which the report draws it again, to zoom and to point at.
+
     Yields:
         (figure, axes), axes as an array (rows, columns).
     """
@@ -87,9 +92,10 @@ def figure(
         FigureCanvasAgg(canvas)
         yield canvas, canvas.subplots(rows, columns, squeeze=False, sharex=sharex)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(path.name + ".tmp")
-        canvas.savefig(temporary, dpi=_DPI, format="png", metadata={"Software": "dpsim"})
-        temporary.replace(path)
+        image = BytesIO()
+        canvas.savefig(image, dpi=_DPI, format="png", metadata={"Software": "dpsim"})
+        data = figure_data(canvas)
+        atomic_write(path, image.getvalue() if data is None else with_data(image.getvalue(), data))
 
 
 def plot_rdf(
@@ -300,6 +306,8 @@ def plot_diffusion(path: str | Path, runs: Mapping[str, Diffusion], reference: s
 
     runs: {"student": Diffusion, ...}, at most five; the one named `reference` is drawn in black.
     """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
     if not runs:
         raise DataError("`runs` is empty; expected at least one diffusion coefficient. Compute one first.")
     with figure(path, 1, 2, height=3.0) as (_, axes):
@@ -321,6 +329,9 @@ def plot_diffusion(path: str | Path, runs: Mapping[str, Diffusion], reference: s
         right.set_ylim(bottom=min(0.0, right.get_ylim()[0]))
         for ax in (left, right):
             ax.set_xscale("log")
+            ax.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            ax.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            ax.xaxis.set_minor_locator(NullLocator())
             ax.set_xlabel("lag (ps)")
         left.legend(loc="upper left", borderaxespad=0.0)
     return Path(path)

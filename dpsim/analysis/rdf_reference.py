@@ -146,14 +146,7 @@ def load_rdf_reference(path: str | Path) -> dict[str, RDFReference]:
         DataError: a file that is missing, unreadable, or holds no such arrays.
     """
     path = Path(path)
-    if not path.is_file():
-        raise DataError(f"`reference` is {path}, which is no file; expected an .npz or .csv file. Correct the path.")
-    try:
-        columns = _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
-    except (OSError, ValueError, KeyError, EOFError) as error:
-        raise DataError(
-            f"`reference` {path} cannot be read ({error}); expected .npz or .csv with r, gOO, ... Export it again."
-        ) from error
+    columns = read_columns(path)
     if "r" not in columns:
         raise DataError(
             f"`reference` {path} has the columns {list(columns)}; expected `r` (A) and one g per pair, such as gOO. "
@@ -287,6 +280,18 @@ def _reference(
             "with r in A. Correct the file."
         )
     return RDFReference(pair, arrays[0], arrays[1], None if g_error is None else arrays[2], n_frames, str(path))
+
+
+def read_columns(path: Path) -> dict[str, Any]:
+    """The arrays of an .npz file, or the columns of a .csv, by name. Raises DataError."""
+    if not path.is_file():
+        raise DataError(f"`reference` is {path}, which is no file; expected an .npz or .csv file. Correct the path.")
+    try:
+        return _read_npz(path) if path.suffix == ".npz" else _read_csv(path)
+    except (OSError, ValueError, KeyError, EOFError) as error:
+        raise DataError(
+            f"`reference` {path} cannot be read ({error}); expected an .npz or .csv table. Export it again."
+        ) from error
 
 
 def _read_npz(path: Path) -> dict[str, Any]:

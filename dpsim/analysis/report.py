@@ -6,6 +6,8 @@ results.json (schema_version 1):
      "warnings": [str],
      "results": [{"name": str, "label": str, "value": number | null, "error": number | null, "unit": str,
                   "threshold": number | str | null, "verdict": as above, "explanation": str}],
+     "curves": [{"name": str, "label": str, "x_label": str, "y_label": str,
+                 "x": [number], "y": [number | null], "error": [number | null] | null}],
      "provenance": {...}}
 
 `name` identifies a result and never changes its meaning; `error` is one standard error; numbers that are not finite
@@ -14,28 +16,21 @@ are null. Readers must ignore keys they do not know; a change that breaks them r
 
 from __future__ import annotations
 
-import base64
 import json
-import math
 import os
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from dpsim.analysis.statistics import format_value
+from dpsim.analysis.page import page, plain
+from dpsim.analysis.structure_view import StructureView
 from dpsim.errors import DataError
 
 SCHEMA_VERSION = 1
 Verdict = Literal["PASS", "FAIL", "UNDECIDED", "INFO"]
-
-_SYMBOL = {"PASS": "✓ PASS", "FAIL": "✗ FAIL", "UNDECIDED": "? UNDECIDED", "INFO": "INFO"}
-_IMAGE_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,19 @@ class Result:
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A function of one variable, for `dpsim compare` and other programs: x, y and one standard error of y, (n,)."""
+
+    name: str
+    label: str
+    x_label: str
+    y_label: str
+    x: Sequence[float] | np.ndarray
+    y: Sequence[float] | np.ndarray
+    error: Sequence[float] | np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Figure:
     """An image file and what it shows."""
 
@@ -73,13 +81,17 @@ class Table:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of the report. Blank lines in `text` separate paragraphs; `backticks` mark code; `code` is kept as is."""
+    """A part of the report. Blank lines in `text` separate paragraphs; `backticks` mark code; `code` is kept as is.
+
+    structure: atoms to look at from all sides.
+    """
 
     title: str
     text: str = ""
     figures: Sequence[Figure | Path] = field(default_factory=tuple)
     table: Table | None = None
     code: str = ""
+    structure: StructureView | None = None
 
 
 def overall_verdict(results: Iterable[Result]) -> Verdict:
@@ -97,16 +109,17 @@ def write_results_json(
     title: str = "",
     summary: str = "",
     warnings: Sequence[str] = (),
+    curves: Sequence[Curve] = (),
 ) -> Path:
     """Write results.json (schema in this module), atomically.
 
     Raises:
         DataError: two results of one name.
     """
-    names = [result.name for result in results]
-    double = sorted({name for name in names if names.count(name) > 1})
-    if double:
-        raise DataError(f"`results` has the names {double} twice; expected different names. Rename one of each.")
+    for what, items in (("results", results), ("curves", curves)):
+        names = [item.name for item in items]
+        if double := sorted({name for name in names if names.count(name) > 1}):
+            raise DataError(f"`{what}` has the names {double} twice; expected different names. Rename one of each.")
     document = {
         "schema_version": SCHEMA_VERSION,
         "title": title,
@@ -114,10 +127,27 @@ def write_results_json(
         "summary": summary,
         "warnings": list(warnings),
         "results": [asdict(result) for result in results],
+        "curves": [asdict(curve) for curve in curves],
         "provenance": dict(provenance),
     }
-    text = json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+    text = json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False)
     return _write_atomically(Path(path), text + "\n")
+
+
+def read_results_json(path: str | Path) -> dict[str, Any]:
+    """What `write_results_json` wrote, with `results` as a list of Result, `curves` of Curve. Raises DataError."""
+    path = Path(path)
+    try:
+        document: dict[str, Any] = json.loads(path.read_bytes())
+        if document["schema_version"] != SCHEMA_VERSION:
+            raise ValueError(f"its schema_version is {document['schema_version']}, not {SCHEMA_VERSION}")
+        for key, kind in (("results", Result), ("curves", Curve)):
+            known = kind.__dataclass_fields__
+            found = document.get(key, [])
+            document[key] = [kind(**{k: v for k, v in item.items() if k in known}) for item in found]
+        return document
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"`{path}` cannot be read ({error}); expected the results.json of a run.") from error
 
 
 def write_report(
@@ -131,7 +161,7 @@ def write_report(
     facts: Mapping[str, str] | None = None,
     warnings: Sequence[str] = (),
 ) -> Path:
-    """Write `directory`/report.html: one file with its style and figures inside, that needs no network and no script.
+    """Write `directory`/report.html: one file with everything inside, that needs no network.
 
     Args:
         directory: where to write.
@@ -151,197 +181,8 @@ def write_report(
         DataError: a figure that is missing or of an unknown type.
     """
     verdict = overall_verdict(results)
-    parts = [
-        f"<header><h1>{escape(title)}</h1>{_kicker(provenance)}</header>",
-        _verdict(verdict, summary or _default_summary(verdict, results)),
-        _warnings(warnings),
-        _facts(facts or {}),
-        _results(results),
-        *[_section(section) for section in sections],
-        _provenance(provenance),
-        "<footer>Uncertainties are one standard error (±) and allow for correlated samples; "
-        "intervals and verdicts use 95 % confidence. Machine-readable numbers: results.json.</footer>",
-    ]
-    style = files("dpsim.analysis").joinpath("report.css").read_text(encoding="utf-8")
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{verdict}: {escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(part for part in parts if part)
-        + "\n</main>\n</body>\n</html>\n"
-    )
-    return _write_atomically(Path(directory) / "report.html", page)
-
-
-def _kicker(provenance: Mapping[str, Any]) -> str:
-    """The line under the title: when and by what."""
-    parts = [
-        f"{key} {provenance[key]}" if key == "dpsim" else str(provenance[key])
-        for key in ("date", "dpsim")
-        if key in provenance
-    ]
-    return f'<p class="kicker">{escape(" · ".join(parts))}</p>' if parts else ""
-
-
-def _default_summary(verdict: Verdict, results: Sequence[Result]) -> str:
-    """What fails, or that nothing does."""
-    judged = [result for result in results if result.verdict != "INFO"]
-    counted = [result for result in judged if result.verdict == verdict]
-    if verdict == "INFO":
-        return "Nothing was judged: no thresholds were given."
-    if verdict == "PASS":
-        return f"All {len(judged)} checks hold." if len(judged) > 1 else "The check holds."
-    what = "fail" if verdict == "FAIL" else "are undecided, none fails"
-    return f"{len(counted)} of {len(judged)} checks {what}: " + ", ".join(result.label for result in counted) + "."
-
-
-def _verdict(verdict: Verdict, summary: str) -> str:
-    return (
-        f'<div class="verdict {verdict.lower()}" role="status"><span class="badge">{_SYMBOL[verdict]}</span>'
-        f"<p>{_inline(summary)}</p></div>"
-    )
-
-
-def _warnings(warnings: Sequence[str]) -> str:
-    if not warnings:
-        return ""
-    items = "".join(f"<li>{_inline(text)}</li>" for text in warnings)
-    return f'<div class="warnings"><strong>Before trusting these numbers</strong><ul>{items}</ul></div>'
-
-
-def _facts(facts: Mapping[str, str]) -> str:
-    if not facts:
-        return ""
-    items = "".join(f"<div><dt>{escape(str(k))}</dt><dd>{escape(str(v))}</dd></div>" for k, v in facts.items())
-    return f'<dl class="facts">{items}</dl>'
-
-
-def _results(results: Sequence[Result]) -> str:
-    if not results:
-        return ""
-    rows = []
-    for result in results:
-        limit = _threshold(result.threshold)
-        rows.append(
-            f'<tbody class="{result.verdict.lower()}"><tr><td class="label">{escape(result.label)}</td>'
-            f'<td class="number value">{format_value(result.value, result.error)}'
-            f' <span class="unit">{escape(result.unit)}</span></td>'
-            f'<td class="number limit{"" if limit else " none"}">{limit or "–"}</td>'
-            f'<td class="state"><span class="mark">{_SYMBOL[result.verdict]}</span></td></tr>'
-            + (f'<tr><td class="why" colspan="4">{_inline(result.explanation)}</td></tr>' if result.explanation else "")
-            + "</tbody>"
-        )
-    head = (
-        '<thead><tr><th>quantity</th><th class="number">value</th><th class="number">threshold</th>'
-        "<th>verdict</th></tr></thead>"
-    )
-    return f'<h2>Results</h2>\n<table class="results">{head}{"".join(rows)}</table>'
-
-
-def _threshold(threshold: float | str | None) -> str:
-    if threshold is None:
-        return ""
-    return escape(threshold) if isinstance(threshold, str) else f"≤ {format_value(float(threshold))}"
-
-
-def _section(section: Section) -> str:
-    parts = [f"<h2>{escape(section.title)}</h2>"]
-    parts += [f"<p>{_inline(text.strip())}</p>" for text in re.split(r"\n\s*\n", section.text) if text.strip()]
-    parts += [_figure(item if isinstance(item, Figure) else Figure(Path(item))) for item in section.figures]
-    if section.table is not None:
-        parts.append(_table(section.table))
-    if section.code:
-        parts.append(f"<pre>{escape(section.code.rstrip())}</pre>")
-    return "<section>" + "\n".join(parts) + "</section>"
-
-
-def _figure(item: Figure) -> str:
-    path = Path(item.path)
-    if path.suffix.lower() not in _IMAGE_TYPES or not path.is_file():
-        raise DataError(
-            f"`figures` has {path}, which is no image file; expected one of {sorted(_IMAGE_TYPES)}. Write it first."
-        )
-    data = base64.b64encode(path.read_bytes()).decode("ascii")
-    caption = f"<figcaption>{_inline(item.caption)}</figcaption>" if item.caption else ""
-    alt = escape(item.caption or path.stem.replace("_", " "))
-    kind = _IMAGE_TYPES[path.suffix.lower()]
-    return f'<figure><img alt="{alt}" src="data:{kind};base64,{data}">{caption}</figure>'
-
-
-def _table(table: Table) -> str:
-    numeric = [
-        all(isinstance(row[k], int | float) or row[k] is None or _looks_numeric(str(row[k])) for row in table.rows)
-        for k in range(len(table.header))
-    ]
-    css = [' class="number"' if n else "" for n in numeric]
-    head = "".join(f"<th{c}>{escape(str(h))}</th>" for c, h in zip(css, table.header, strict=True))
-    body = "".join(
-        "<tr>" + "".join(f"<td{c}>{_cell(x)}</td>" for c, x in zip(css, row, strict=True)) + "</tr>"
-        for row in table.rows
-    )
-    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-
-
-def _looks_numeric(text: str) -> bool:
-    return bool(re.match(r"^[(−\-–]?[\d.]*(\s|$|[±×%])", text))
-
-
-def _cell(x: str | float | int | None) -> str:
-    if x is None:
-        return "–"
-    return escape(x) if isinstance(x, str) else format_value(float(x))
-
-
-def _provenance(provenance: Mapping[str, Any]) -> str:
-    if not provenance:
-        return ""
-    single = {k: v for k, v in provenance.items() if not isinstance(v, Mapping)}
-    items = [_entry(k, v) for k, v in single.items()]
-    for name, group in provenance.items():
-        if isinstance(group, Mapping):
-            items.append(f'<dt class="group">{escape(_words(name))}</dt>')
-            items += [_entry(k, v) for k, v in group.items()]
-    return f'<section><h2>How it was made</h2><dl class="provenance">{"".join(items)}</dl></section>'
-
-
-def _entry(key: str, value: Any) -> str:
-    plain = _plain(value)
-    if isinstance(plain, float):
-        text = format_value(plain)
-    elif isinstance(plain, list) and all(not isinstance(x, list | dict) for x in plain):
-        text = ", ".join(str(x) for x in plain)
-    elif isinstance(plain, list | dict):
-        text = json.dumps(plain, ensure_ascii=False)
-    else:
-        text = "–" if plain is None else str(plain)
-    return f"<dt>{escape(_words(str(key)))}</dt><dd>{escape(text)}</dd>"
-
-
-def _words(key: str) -> str:
-    return key.replace("_", " ")
-
-
-def _inline(text: str) -> str:
-    """Escaped text with `code` marked and pairs of elements (O-H) kept on one line."""
-    text = re.sub(r"`([^`]+)`", r"<code>\1</code>", escape(text))
-    return re.sub(r"\b([A-Z][a-z]?)-([A-Z][a-z]?)\b", r"\1&#8288;-&#8288;\2", text)
-
-
-def _plain(value: Any) -> Any:
-    """The value in JSON's types: NumPy numbers and paths converted, numbers that are not finite as None."""
-    if isinstance(value, Mapping):
-        return {str(k): _plain(v) for k, v in value.items()}
-    if isinstance(value, np.ndarray):
-        return _plain(value.tolist())
-    if isinstance(value, list | tuple | set | frozenset):
-        return [_plain(v) for v in value]
-    if isinstance(value, np.generic):
-        return _plain(value.item())
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    if value is None or isinstance(value, str | int | bool):
-        return value
-    return str(value)
+    text = page(title, verdict, results, sections, provenance, summary=summary, facts=facts, warnings=warnings)
+    return _write_atomically(Path(directory) / "report.html", text)
 
 
 def _write_atomically(path: Path, text: str) -> Path:

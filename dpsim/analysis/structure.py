@@ -74,7 +74,7 @@ def rdf(
 
     Source: MDAnalysis, R. J. Gowers et al., Proc. SciPy 98 (2016).
     """
-    universe = _open(source)
+    universe = open_source(source)
     n_frames = len(universe.trajectory)
     chosen = list(range(start, n_frames) if frames is None else frames)
     if len(chosen) < 2 or min(chosen) < 0 or max(chosen) >= n_frames:
@@ -93,18 +93,18 @@ def rdf(
     n_bins = bins if bins is not None else max(1, round(r_max / BIN_WIDTH))
     if n_bins < 1 or blocks < 2:
         raise ConfigError(f"`bins` is {n_bins} and `blocks` {blocks}; expected at least 1 and 2. Leave them out.")
-    elements = _elements(universe)
+    elements = elements_of(universe)
     wanted = _check_pairs(pairs, list(dict.fromkeys(elements.tolist())))
     parts = [part.tolist() for part in np.array_split(np.array(chosen), min(blocks, len(chosen)))]
     return [_pair_rdf(universe, elements, pair, float(r_max), n_bins, parts) for pair in wanted]
 
 
-def _open(source: Universe | tuple[str | Path, str | Path]) -> Universe:
+def open_source(source: Universe | tuple[str | Path, str | Path]) -> Universe:
     """The Universe of the trajectory."""
     return open_universe(*source) if isinstance(source, tuple) else source
 
 
-def _elements(universe: Universe) -> NDArray[np.str_]:
+def elements_of(universe: Universe) -> NDArray[np.str_]:
     """Element symbol of each atom: the topology's elements, else the letters of the atom names or types."""
     for attribute in ("elements", "names", "types"):
         if hasattr(universe.atoms, attribute):
@@ -185,7 +185,7 @@ def _assemble(
 ) -> RDF:
     """Means, errors and shells from the blocks."""
     n_blocks = len(block_g)
-    inflation = _correlation_inflation(block_g)
+    inflation = correlation_inflation(block_g)
     scale = inflation / math.sqrt(n_blocks)
     g = weight @ block_g
     g_error = scale * block_g.std(axis=0, ddof=1)
@@ -206,7 +206,7 @@ def _assemble(
     )
 
 
-def _correlation_inflation(blocks: Array) -> float:
+def correlation_inflation(blocks: Array) -> float:
     """sqrt((1 + rho)/(1 - rho)) with rho the correlation of neighbouring blocks, pooled over all bins; at least 1."""
     n_blocks = len(blocks)
     if n_blocks < 5:

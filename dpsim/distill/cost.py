@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import resource
-import statistics
 import sys
 import time
 from dataclasses import dataclass
@@ -24,13 +23,14 @@ if TYPE_CHECKING:
 
 _CALLS = 7
 _MOVE = 0.005  # A: as far as an atom gets in a step
-_LARGE = 1000  # atoms: memory is measured between a cell and one with at least so many
-_SECONDS = 60.0  # a model that is slower than this for the large cell is not asked for its memory
+_LARGE = (1000, 8000, 64000)  # atoms: memory is measured between the cell and one of so many, the first that ...
+_CLEAR = 2.0**25  # ... needs 32 MiB more than loading did
+_SECONDS = 20.0  # a model that is slower than this for the large cell is not asked for its memory
 
 
 @dataclass(frozen=True)
 class Cost:
-    """seconds: of a force call in dynamics, per atom; bytes: of memory per atom, None where unknown.
+    """seconds: of the fastest force call, per atom; bytes: of memory per atom, None where unknown.
 
     n_atoms: of the structure that was timed; threads: of the processor.
     """
@@ -83,15 +83,18 @@ def measure_here(
     calculator = ase_calculator(source, precision, device)
     random = np.random.default_rng(0)
     times = [_timed_call(atoms, calculator, random) for _ in range(_CALLS + 1)][1:]
-    seconds = statistics.median(times) / len(atoms)
+    seconds = min(times) / len(atoms)  # whatever else the machine does only adds to it
     memory = None
-    repeat = next(k for k in range(1, 1000) if len(atoms) * k**3 >= _LARGE)
-    large = atoms.repeat([repeat if periodic else 1 for periodic in atoms.pbc])
-    if len(large) > len(atoms) and seconds * len(large) < _SECONDS:
-        before = _peak(device)
+    before = _peak(device)
+    for size in _LARGE:
+        repeat = next(k for k in range(1, 1000) if len(atoms) * k**3 >= size)
+        large = atoms.repeat([repeat if periodic else 1 for periodic in atoms.pbc])
+        if len(large) < size or seconds * len(large) > _SECONDS:
+            break
         _timed_call(large, calculator, random)
-        grown = _peak(device) - before
-        memory = grown / (len(large) - len(atoms)) if grown > 0 else None
+        if (grown := _peak(device) - before) > _CLEAR:
+            memory = grown / (len(large) - len(atoms))
+            break
     return {
         "seconds": seconds,
         "bytes": memory,
@@ -116,6 +119,9 @@ def _peak(device: str) -> float:
         import torch
 
         return float(torch.cuda.max_memory_allocated(device))
+    status = Path("/proc/self/status")  # Linux' getrusage counts what was before exec, too
+    if status.is_file():
+        return 1024.0 * int(status.read_text().partition("VmHWM:")[2].split()[0])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 

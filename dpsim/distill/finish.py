@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from dpsim.analysis.report import Section, write_report, write_results_json
 from dpsim.data.frame import Frame
@@ -15,19 +14,15 @@ from dpsim.distill.card import add_card, make_card
 from dpsim.distill.compress import compress
 from dpsim.distill.config import OfflineTeacher
 from dpsim.distill.found import read_found
-from dpsim.distill.run import RoundRecord, Run
+from dpsim.distill.label import described
+from dpsim.distill.run import DistillOutcome, RoundRecord, Run
 from dpsim.errors import DpsimError
 from dpsim.files import atomic_write
 from dpsim.models.checkpoint import load_model, load_trainable, save_model
 
-if TYPE_CHECKING:
-    from dpsim.distill.loop import DistillOutcome
-
 
 def finish(run: Run, records: Sequence[RoundRecord], students: Sequence[Path], reason: str) -> DistillOutcome:
     """Make of the last student what is asked for, test it, and report."""
-    from dpsim.distill.loop import DistillOutcome
-
     if not students:
         raise DpsimError(f"there is no student: {reason} before one was trained. Raise that limit.")
     data = [run.round_folder(r.number) / "data" for r in records]
@@ -39,12 +34,13 @@ def finish(run: Run, records: Sequence[RoundRecord], students: Sequence[Path], r
     acceptance = _accepted(run, model)
     card = make_card(
         acceptance,
-        provenance=load_trainable(students[0]).metadata["provenance"] | {"name": run.config.name},
+        provenance=load_trainable(students[0]).metadata["provenance"]
+        | {"name": run.config.name, "teacher": {"name": origin["teacher"]}},
         purpose=[f"simulations at {c.name}" for c in run.config.explore.conditions],
         rounds=pages.rounds_of_card(run, records),
     )
     add_card(model, card)
-    report = _report(run, records, reason, origin, acceptance)
+    report = _report(run, records, reason, origin, acceptance, card)
     verdict = None if acceptance is None else acceptance.verdict
     message = f"{'' if verdict is None else f'{verdict}: '}{model}; {report}"
     run.display.say(message)
@@ -99,13 +95,18 @@ def _accepted(run: Run, model: Path) -> Acceptance | None:
 
 
 def _report(
-    run: Run, records: Sequence[RoundRecord], reason: str, origin: dict[str, Any], acceptance: Acceptance | None
+    run: Run,
+    records: Sequence[RoundRecord],
+    reason: str,
+    origin: dict[str, Any],
+    acceptance: Acceptance | None,
+    card: dict[str, Any],
 ) -> Path:
     """report.html and results.json of the whole run."""
     results = [] if acceptance is None else list(acceptance.results)
     shown, facts = pages.origin_for_people(run, origin), pages.facts(run, records)
     title = f"Distillation of {run.config.name}"
-    sections = pages.rounds_sections(run, records)
+    sections = [*pages.rounds_sections(run, records), pages.card_section(card)]
     summary = ""
     if acceptance is None:
         summary = f"The student was not tested (`accept`). The rounds are over: {reason}."
@@ -119,10 +120,9 @@ def _report(
 def _provenance(run: Run, records: Sequence[RoundRecord], reason: str) -> dict[str, Any]:
     """Plain data for model file and report: the teacher, the rounds, how they ended."""
     config = run.config
-    teacher = config.teacher if isinstance(config.teacher, str) else config.teacher.model_dump(mode="json")
     return {
         "name": config.name,
-        "teacher": Path(teacher).name if isinstance(teacher, str) else json.dumps(teacher),
+        "teacher": described(config.teacher),
         "selector": config.selector,
         "conditions": [c.name for c in config.explore.conditions],
         "trust_eV_per_A": list(config.select.trust),

@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -62,8 +63,7 @@ def make_labeller(teacher: str | PythonTeacher | OfflineTeacher, device: str = "
     """The labeller for a teacher of distill.yaml that is not offline. Raises DpsimError if there is no such teacher."""
     if isinstance(teacher, str):
         return ModelLabeller(teacher, device)
-    by = _describe(teacher) if isinstance(teacher, PythonTeacher) else ""
-    return AseLabeller(lambda: teacher_calculator(teacher, device), by)
+    return AseLabeller(lambda: teacher_calculator(teacher, device), described(teacher))
 
 
 def teacher_calculator(teacher: str | PythonTeacher | OfflineTeacher, device: str = "cpu") -> Any:
@@ -107,8 +107,12 @@ def _imported(teacher: PythonTeacher) -> Callable[..., Any]:
     return found
 
 
-def _describe(teacher: PythonTeacher) -> str:
-    """What labels say of a calculator: what made it, of which version."""
+def described(teacher: str | PythonTeacher | OfflineTeacher) -> str:
+    """What labels and models say of a teacher: a file's name; what makes a calculator, of which version."""
+    if isinstance(teacher, str):
+        return Path(teacher).name
+    if isinstance(teacher, OfflineTeacher):
+        return "labels from outside"
     _imported(teacher)
     version = getattr(sys.modules[teacher.python.partition(".")[0].partition(":")[0]], "__version__", "")
     return f"{teacher.python}({json.dumps(teacher.kwargs) if teacher.kwargs else ''}) {version}".strip()

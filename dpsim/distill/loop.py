@@ -16,22 +16,22 @@ import json
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
-from dpsim.analysis.report import Verdict
-from dpsim.config import dump_yaml
+from dpsim.config import dump_yaml, load_yaml
 from dpsim.distill import rounds, select
 from dpsim.distill.config import DistillConfig, Driver
+from dpsim.distill.finish import finish
 from dpsim.distill.found import Found, read_found, write_found
 from dpsim.distill.label import Waiting
 from dpsim.distill.ledger import Ledger
+from dpsim.distill.plan import check
 from dpsim.distill.progress import Display
-from dpsim.distill.run import CONFIG, Interrupted, RoundRecord, Run
+from dpsim.distill.run import CONFIG, DistillOutcome, Interrupted, RoundRecord, Run
 from dpsim.errors import ConfigError, DpsimError
 from dpsim.files import atomic_write
 from dpsim.models.checkpoint import load_trainable, save_model
@@ -39,24 +39,7 @@ from dpsim.protocols.rundir import locked
 
 # Sections of distill.yaml that may change between two runs in one folder: they say when it ends and who works.
 _FREE = {"rounds", "converged", "budget", "workers", "accept", "teacher_device"}
-
-
 _LOST = 0.5  # of the frames accurate: fewer, and none of use, is a student that cannot drive
-
-
-@dataclass(frozen=True)
-class DistillOutcome:
-    """How a distillation ended: finished, stopped with everything saved, or waiting for labels from outside.
-
-    model: the student to use; verdict: of the acceptance test, None where there was none.
-    """
-
-    state: Literal["finished", "stopped", "waiting"]
-    message: str
-    directory: Path
-    model: Path | None = None
-    verdict: Verdict | None = None
-    report: Path | None = None
 
 
 def distill(config: DistillConfig, directory: Path, display: Display | None = None) -> DistillOutcome:
@@ -64,8 +47,6 @@ def distill(config: DistillConfig, directory: Path, display: Display | None = No
 
     Raises: DpsimError for what cannot be used or done; everything finished is kept.
     """
-    from dpsim.distill.plan import check
-
     display, directory = display or Display(), directory.absolute()
     try:
         check(config)
@@ -99,8 +80,6 @@ class Loop:
 
     def to_the_end(self) -> DistillOutcome:
         """Every round that is left, and what comes after them."""
-        from dpsim.distill.finish import finish
-
         self.students = self._first_students()
         reason = ""
         while not reason:
@@ -199,10 +178,10 @@ class Loop:
     def _judged_by_teacher(self, k: int, explored: Sequence[Found]) -> rounds.Judged:
         """Ask the teacher about every frame, compare, choose: the labels of those chosen are there already."""
         run, folder, config = self.run, self.run.round_folder(k), self.config
-        asked = _thinned(explored, self._labels_left())
         file = folder / "label" / "frames.extxyz"
         if not file.exists():
-            write_found(file, asked)
+            write_found(file, _thinned(explored, self._labels_left()))
+        asked = read_found(file, config.student.model.type_map)
         labels, set_aside = rounds.label(run, k, file, len(asked))
 
         def judge() -> tuple[dict[str, float], list[Found]]:
@@ -216,7 +195,7 @@ class Loop:
             )
 
         deviations, chosen = rounds.select_once(run, k, judge)
-        return rounds.Judged(asked, deviations, set_aside, rounds.with_labels(chosen, labels), len(asked))
+        return rounds.Judged(explored, deviations, set_aside, rounds.with_labels(chosen, labels), len(asked))
 
     def _chosen_first(self, k: int, explored: Sequence[Found]) -> rounds.Judged:
         """Choose, by what a committee says or by difference alone, then ask the teacher about those chosen."""
@@ -269,8 +248,6 @@ def _keep_config(config: DistillConfig, directory: Path) -> None:
     path = directory / CONFIG
     new = config.model_dump(mode="json")
     if path.exists():
-        from dpsim.config import load_yaml
-
         old = load_yaml(path, DistillConfig).model_dump(mode="json")
         differ = sorted(key for key in new if key not in _FREE and new[key] != old.get(key))
         if differ:

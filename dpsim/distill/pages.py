@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -12,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from rich.console import Console
 
 from dpsim.analysis.figures import BLUE, GREEN, GREY, RED, YELLOW, figure
 from dpsim.analysis.report import Figure, Section, Table
+from dpsim.distill.card import render_card
 from dpsim.distill.run import RoundRecord, Run
 from dpsim.protocols.provenance import hardware, version
 
@@ -161,6 +164,8 @@ def plot_learning(path: Path, curves: Sequence[Curve]) -> Path:
             begin += float(curve.step[-1]) if len(curve.step) else 0.0
             ax.axvline(begin, color=GREY, lw=0.6, ls=(0, (4, 3)))
         ax.set_yscale("log")
+        for axis in (ax.yaxis.set_major_formatter, ax.yaxis.set_minor_formatter):
+            axis("{x:g}")
         ax.set_xlabel("training step, all rounds")
         ax.set_ylabel("force RMSE (meV/Å)")
         ax.legend()
@@ -211,6 +216,14 @@ def rounds_of_card(run: Run, records: Sequence[RoundRecord]) -> list[dict[str, A
     return rows
 
 
+def card_section(card: Mapping[str, Any]) -> Section:
+    """The model card as `dpsim show` prints it, without what the report has already."""
+    console = Console(file=io.StringIO(), width=100, highlight=False, no_color=True)
+    with console.capture() as shown:
+        console.print(render_card({k: v for k, v in card.items() if k not in ("rounds", "acceptance")}))
+    return Section("The model card", "It is in the model's file, with the results above.", code=shown.get())
+
+
 def facts(run: Run, records: Sequence[RoundRecord]) -> dict[str, str]:
     """A few numbers for the top of the report."""
     last = next((r for r in reversed(records) if r.judged), None)
@@ -218,7 +231,7 @@ def facts(run: Run, records: Sequence[RoundRecord]) -> dict[str, str]:
     shown["frames trained on"] = str(sum(r.train for r in records))
     if last is not None:
         shown["accurate in the last round"] = f"{100 * last.accurate:.1f} %"
-    return shown | {"wall time": f"{run.ledger.seconds:.0f} s"}
+    return shown | {"wall time of the rounds": f"{run.ledger.seconds:.0f} s"}
 
 
 def origin_for_people(run: Run, origin: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,5 +243,5 @@ def origin_for_people(run: Run, origin: Mapping[str, Any]) -> dict[str, Any]:
         "seed": run.config.seed,
         "engine": run.config.explore.engine,
         "hardware": hardware(run.config.student.train.device),
-        "wall time": f"{run.ledger.seconds:.0f} s, all runs together",
+        "wall time": f"{run.ledger.seconds:.0f} s for the rounds, all runs together",
     }

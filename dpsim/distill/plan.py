@@ -66,6 +66,8 @@ def _check_teacher(config: DistillConfig, frames: Sequence[Frame]) -> None:
     if isinstance(config.teacher, OfflineTeacher):
         return
     calculator = teacher_calculator(config.teacher, config.teacher_device)
+    if _is_asked_sparingly(config):
+        return
     for frame in frames:
         atoms = atoms_of(frame)
         atoms.calc = calculator
@@ -93,6 +95,12 @@ def _check_teacher(config: DistillConfig, frames: Sequence[Frame]) -> None:
         )
 
 
+def _is_asked_sparingly(config: DistillConfig) -> bool:
+    """Whether the teacher labels what a committee chose, and does nothing else: a label may cost hours."""
+    drives = "teacher" in {config.driver(k) for k in range(config.rounds)}
+    return config.selector == "committee" and not drives and not isinstance(config.teacher, str)
+
+
 @dataclass(frozen=True)
 class Cost:
     """Of one kind of work: how many, of what, and the wall time of all of it, s (None: nobody knows)."""
@@ -102,43 +110,81 @@ class Cost:
     seconds: float | None
 
 
+@dataclass(frozen=True)
+class ForceCalls:
+    """Wall times of one force call on a structure of average size, s; of the teacher None where nobody knows."""
+
+    n_atoms: float
+    student: float
+    teacher: float | None
+
+    def of(self, who: str) -> float | None:
+        return self.student if who == "student" else self.teacher
+
+
+def _time_force_calls(config: DistillConfig, frames: Sequence[Frame]) -> ForceCalls:
+    n_atoms, first = float(np.mean([f.n_atoms for f in frames])), frames[0]
+    student = blank_student(config.student.model)
+    batch = Batch.from_frames([first.with_type_map(student.type_map)], student.rcut)
+    unknown = isinstance(config.teacher, OfflineTeacher) or _is_asked_sparingly(config)
+    teacher = None if unknown else _teacher_seconds(config, first) * n_atoms / first.n_atoms
+    return ForceCalls(n_atoms, _seconds(lambda: student(batch)) * n_atoms / first.n_atoms, teacher)
+
+
 def estimate(config: DistillConfig) -> list[Cost]:
     """What a whole run costs if every round is needed, from one timed force call of teacher and student each."""
-    frames = check(config)
-    n_atoms = float(np.mean([f.n_atoms for f in frames]))
-    student = blank_student(config.student.model)
-    batch = Batch.from_frames([frames[0].with_type_map(student.type_map)], student.rcut)
-    forces_of_student = _seconds(lambda: student(batch)) * n_atoms / frames[0].n_atoms
-    teacher = None if isinstance(config.teacher, OfflineTeacher) else _teacher_seconds(config, frames[0])
-    explore_, at_once = config.explore, config.workers.n_at_once
-    walkers = len(explore_.conditions) * explore_.walkers
-    of = {"student": forces_of_student, "teacher": teacher, "perturb": 0.0}
-    costs = []
-    drivers = [config.driver(k) for k in range(config.rounds)]
-    for driver in dict.fromkeys(drivers):
-        steps = sum(
-            walkers * round(explore_.duration_of(k) / explore_.timestep) for k, d in enumerate(drivers) if d == driver
-        )
-        each = of[driver]
-        costs.append(
-            Cost(f"explore, driven by the {driver}", f"{steps} steps", None if each is None else steps * each / at_once)
-        )
-    judged = walkers * explore_.frames
-    by_teacher = config.selector == "teacher"
-    first = 0 if config.has_first_student else 1
-    labels = config.rounds * config.select.max_frames
-    if by_teacher:
-        labels = first * min(judged, config.select.max_frames) + (config.rounds - first) * judged
-    labels = min(labels, config.budget.labels or labels)
-    costs.append(Cost("label", f"{labels} frames at most", None if teacher is None else labels * teacher / at_once))
+    calls = _time_force_calls(config, check(config))
+    return [*_explore_costs(config, calls), _label_cost(config, calls), _train_cost(config, calls),
+            *_accept_costs(config, calls)]  # fmt: skip
+
+
+def _explore_costs(config: DistillConfig, calls: ForceCalls) -> list[Cost]:
+    explore_ = config.explore
+    steps = {"teacher": 0, "student": 0}  # other drivers simulate nothing
+    for k in range(config.rounds):
+        if (driver := config.driver(k)) in steps:
+            walkers = len(explore_.conditions) * explore_.walkers
+            steps[driver] += walkers * round(explore_.duration_of(k) / explore_.timestep)
+    return [
+        Cost(f"explore, driven by the {who}", f"{n} steps", _shared(config, n, calls.of(who)))
+        for who, n in steps.items()
+        if n
+    ]
+
+
+def _label_cost(config: DistillConfig, calls: ForceCalls) -> Cost:
+    """A teacher that judges is asked about every frame, once there is a student to judge."""
+    chosen, explored = config.select.max_frames, len(config.explore.conditions) * config.explore.walkers
+    explored *= config.explore.frames
+    unjudged = config.rounds if config.selector == "committee" else 0 if config.has_first_student else 1
+    n = unjudged * chosen + (config.rounds - unjudged) * explored
+    n = min(n, config.budget.labels or n)
+    return Cost("label", f"{n} frames at most", _shared(config, n, calls.teacher))
+
+
+def _train_cost(config: DistillConfig, calls: ForceCalls) -> Cost:
     settings = config.student.train
-    n_students = 1 if by_teacher else config.committee
     trainings = config.rounds + (1 if config.data else 0)
-    steps = n_students * (settings.steps + (trainings - 1) * (settings.later_steps or settings.steps))
-    steps += n_students * (settings.final_steps or 0)
-    in_batch = settings.batch_size * n_atoms if isinstance(settings.batch_size, int) else max(_AUTO_ATOMS, n_atoms)
-    costs.append(Cost("train", f"{steps} steps at most", steps * _STEP_COST * forces_of_student * in_batch / n_atoms))
-    return costs
+    each = settings.steps + (trainings - 1) * (settings.later_steps or settings.steps) + (settings.final_steps or 0)
+    steps = each * (config.committee if config.selector == "committee" else 1)
+    atoms = max(_AUTO_ATOMS, calls.n_atoms)
+    if isinstance(settings.batch_size, int):
+        atoms = settings.batch_size * calls.n_atoms
+    return Cost("train", f"{steps} steps at most", steps * _STEP_COST * calls.student * atoms / calls.n_atoms)
+
+
+def _accept_costs(config: DistillConfig, calls: ForceCalls) -> list[Cost]:
+    if (test := config.accept) is None:
+        return []
+    structures, conditions = test.structures or config.explore.structures, test.conditions or config.explore.conditions
+    steps = sum(test.stage(condition).n_steps for condition in conditions) * len(structures) * test.runs
+    costs = [(who, steps, _shared(config, steps, calls.of(who))) for who in ("teacher", "student")]
+    return [Cost(f"acceptance test, {who}", f"{n} steps", seconds) for who, n, seconds in costs]
+
+
+def _shared(config: DistillConfig, n: int, each: float | None) -> float | None:
+    """The time of n force calls, divided among the workers."""
+    return None if each is None else n * each / config.workers.n_at_once
 
 
 def _teacher_seconds(config: DistillConfig, frame: Frame) -> float:
@@ -163,7 +209,12 @@ def _seconds(call: Callable[[], Any]) -> float:
 
 def plan_table(config: DistillConfig) -> Table:
     """What `dpsim distill --dry-run` shows: the plan, and about how long each part takes at most."""
-    table = Table(title=f"{config.name}: {config.rounds} rounds at most", title_justify="left", expand=False)
+    walkers = len(config.explore.conditions) * config.explore.walkers
+    title = (
+        f"{config.name}: {config.rounds} rounds at most of {walkers} walkers at "
+        f"{', '.join(c.name for c in config.explore.conditions)}, {walkers * config.explore.frames} frames a round"
+    )
+    table = Table(title=title, title_justify="left", expand=False)
     table.add_column("work")
     table.add_column("how much")
     table.add_column("about", justify="right")

@@ -28,7 +28,7 @@ from dpsim.distill.offline import exchange
 from dpsim.distill.run import Run
 from dpsim.distill.select import Counts
 from dpsim.distill.training import training_config
-from dpsim.distill.units import label_unit, train_unit, trained, walk_unit
+from dpsim.distill.units import PART, label_unit, train_unit, trained, walk_unit
 from dpsim.errors import DpsimError
 from dpsim.files import atomic_write
 from dpsim.models.checkpoint import load_model, load_trainable, save_model
@@ -63,13 +63,15 @@ def explore_round(
             )
             for k, walker in enumerate(walkers)
         ]
-        records, frames = [], list[Found]()
+        records, frames, done = [], list[Found](), 0
         for walker, outcome in zip(walkers, run.units(f"round {round_}: explore", walk_unit, units), strict=True):
             result = outcome.result or {"expected": walker.explore.frames, "frames": 0, "failure": outcome.error}
             records.append({"walker": walker.name, "condition": walker.condition.name, **result})
             if not outcome.failed:
+                done += 1
                 frames += read_found(outcome.unit.folder / explore.FRAMES, config.student.model.type_map)
-        if not frames:
+        exploded = driver == "student" and done == len(walkers)  # the next round is not the student's
+        if not frames and not exploded:
             why = next((r["failure"] for r in records if r["failure"]), "every walker ended before its first frame")
             raise DpsimError(
                 f"round {round_} explored nothing: {len(walkers)} walkers, driven by the {driver}, made no frame "
@@ -150,8 +152,13 @@ def _label_here(run: Run, round_: int, frames: Path, n: int) -> tuple[list[Found
     ]
     labelled, failed = list[Found](), dict[str, str]()
     for (b, e), outcome in zip(chunks, run.units(f"round {round_}: label", label_unit, units), strict=True):
-        if outcome.failed:
+        if outcome.failed:  # some may have been labelled before its process died
+            part = outcome.unit.folder / PART
+            some = read_found(part, type_map) if part.exists() else []
             failed |= {f.id: outcome.error for f in read_found(frames, type_map)[b:e]}
+            for f in some:
+                del failed[f.id]
+            labelled += some
         else:
             failed |= outcome.result["failed"]
             labelled += read_found(outcome.unit.folder / "labelled.extxyz", type_map)

@@ -10,8 +10,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from dpsim.analysis.report import Verdict
 from dpsim.distill.config import DistillConfig
 from dpsim.distill.ledger import Ledger
 from dpsim.distill.progress import Display
@@ -52,6 +53,21 @@ class RoundRecord:
     def from_json(cls, data: Mapping[str, Any]) -> RoundRecord:
         counts = {name: Counts(**c) for name, c in data["counts"].items()}
         return cls(**{k: v for k, v in data.items() if k != "accurate"} | {"counts": counts})
+
+
+@dataclass(frozen=True)
+class DistillOutcome:
+    """How a distillation ended: finished, stopped with everything saved, or waiting for labels from outside.
+
+    model: the student to use; verdict: of the acceptance test, None where there was none.
+    """
+
+    state: Literal["finished", "stopped", "waiting"]
+    message: str
+    directory: Path
+    model: Path | None = None
+    verdict: Verdict | None = None
+    report: Path | None = None
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from dpsim.errors import DpsimError
 from dpsim.train.progress import Silent
 from dpsim.train.trainer import TrainResult, train
 
+PART = "part.extxyz"  # labels of a unit that is not finished
 _SAVE_SECONDS = 2.0  # work on labels that a kill may cost
 
 
@@ -50,7 +51,7 @@ def label_unit(folder: Path, frames: str, begin: int, end: int) -> dict[str, Any
     run, config = _run_of(folder)
     type_map = config.student.model.type_map
     wanted = read_found(run / frames, type_map)[begin:end]
-    done = {f.id: f for f in read_found(folder / "part.extxyz", type_map)} if (folder / "part.extxyz").exists() else {}
+    done = {f.id: f for f in read_found(folder / PART, type_map)} if (folder / PART).exists() else {}
     labeller = make_labeller(config.teacher, config.teacher_device)
     failed: dict[str, str] = {}
     saved = time.monotonic()
@@ -63,12 +64,12 @@ def label_unit(folder: Path, frames: str, begin: int, end: int) -> dict[str, Any
         else:
             done[found.id] = found.labelled(labelled.frame, labelled.by)
         if time.monotonic() - saved > _SAVE_SECONDS:
-            write_found(folder / "part.extxyz", done.values())
+            write_found(folder / PART, done.values())
             saved = time.monotonic()
     if not done:  # that unit is not finished: it is tried again with the next command
         raise DpsimError(next(iter(failed.values())))
     write_found(folder / "labelled.extxyz", (done[f.id] for f in wanted if f.id in done))
-    (folder / "part.extxyz").unlink(missing_ok=True)
+    (folder / PART).unlink(missing_ok=True)
     return {"failed": failed}
 
 

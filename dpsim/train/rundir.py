@@ -116,9 +116,7 @@ def check_same_run(saved: Mapping[str, Any], config: TrainConfig, directory: Pat
     """Raise ConfigError if a run is resumed with a configuration that would have made other weights."""
     as_now = TrainConfig.model_validate(saved)  # with the defaults of what is newer than the run
     old, new = (_flat(c.model_dump(mode="json")) for c in (as_now, config))
-    different = [
-        k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k.split(".")[0] not in FREE
-    ]
+    different = [k for k in sorted(old.keys() | new.keys()) if old.get(k) != new.get(k) and k.split(".")[0] not in FREE]
     if different:
         key = different[0]
         raise ConfigError(

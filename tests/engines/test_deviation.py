@@ -28,8 +28,9 @@ from dpsim.errors import ConfigError, SimulationError
 from dpsim.models.checkpoint import save_model
 from dpsim.models.config import ModelConfig
 from dpsim.models.energy_model import EnergyModel
+from dpsim.protocols.registry import load_protocol
 from dpsim.protocols.runner import check_protocol, run_protocol
-from dpsim.protocols.schema import Protocol, load_protocol
+from dpsim.protocols.schema import Protocol
 from dpsim.protocols.structures import water_box
 from dpsim.trajectory import read_frame
 from test_ase_engine_model import student

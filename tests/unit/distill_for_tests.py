@@ -14,8 +14,9 @@ from rich.console import Console
 from dpsim.config import validate
 from dpsim.distill import pages
 from dpsim.distill.config import DistillConfig
-from dpsim.distill.loop import DistillOutcome, distill
+from dpsim.distill.loop import distill
 from dpsim.distill.progress import Display
+from dpsim.distill.run import DistillOutcome
 from pair_calculators import PairCalculator, argon
 
 CALCULATORS = Path(__file__).parents[1] / "engines"

@@ -36,7 +36,7 @@ def dpsim(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.Captur
 def test_help_names_every_command(dpsim):
     code, out, _ = dpsim("--help")
     assert code == 0
-    names = "run train test evaluate deviation verify convert compress show schema template validate doctor"
+    names = "run compare train test evaluate deviation verify convert compress show schema template validate doctor"
     for name in names.split():
         assert name in out
         assert dpsim(name, "--help")[0] == 0
@@ -46,7 +46,7 @@ def test_template_is_a_protocol_that_its_schema_describes(dpsim, tmp_path: Path)
     _, out, _ = dpsim("template", "nve")
     keys = yaml.safe_load(out)
     _, schema, _ = dpsim("schema")
-    assert set(keys) <= set(json.loads(schema)["properties"])
+    assert set(keys) <= set(json.loads(schema)["$defs"]["Protocol"]["properties"])
     assert dpsim("template", "nve", "-o", "new.yaml")[0] == 0
     assert (tmp_path / "new.yaml").read_text() == out
     code, _, err = dpsim("template", "nve", "-o", "new.yaml")

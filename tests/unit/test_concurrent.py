@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,13 @@ import numpy as np
 import pytest
 from ase.io import read, write
 
-from distill_for_tests import run
+from distill_for_tests import run, toy
+from dpsim.config import load_yaml
+from dpsim.distill.config import DistillConfig
+from dpsim.distill.label import Waiting
+from dpsim.distill.offline import exchange
+from dpsim.distill.plan import check, estimate
+from dpsim.errors import ConfigError
 from pair_calculators import PairCalculator
 
 COMMITTEE: dict[str, Any] = {"selector": "committee", "committee": 2, "explore__first_driver": "perturb"}
@@ -78,6 +86,30 @@ def test_labels_come_from_outside_between_two_runs(tmp_path):
     assert ledger(tmp_path)
 
 
+def test_a_labeller_that_may_take_hours_is_not_tried_out(tmp_path, monkeypatch):
+    """Before a run it is made, so that a missing program is noticed, but it calculates nothing."""
+    calls: list[int] = []
+    monkeypatch.setattr(PairCalculator, "calculate", lambda *_: calls.append(1))
+    assert "label" in [cost.what for cost in estimate(toy(tmp_path, **COMMITTEE))] and not calls
+    with pytest.raises(ConfigError, match="has no function or class"):
+        check(toy(tmp_path, **COMMITTEE, teacher__python="pair_calculators:nothing"))
+
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "concurrent"
+
+
+def test_the_examples_are_right(tmp_path):
+    for name in ("copper", "offline"):
+        config = load_yaml(EXAMPLE / f"{name}.yaml", DistillConfig)
+        (frame, *_) = check(config)
+        assert frame.n_atoms == 32
+    with pytest.raises(Waiting):
+        exchange(config.teacher.offline, tmp_path / "rounds" / "00" / "label", [frame])
+    subprocess.run([sys.executable, str(EXAMPLE / "label.py"), str(tmp_path)], check=True)
+    (found,) = exchange(config.teacher.offline, tmp_path / "rounds" / "00" / "label", [frame])
+    assert found.failure == "" and found.frame.virial is not None
+
+
 @pytest.mark.slow
 def test_walkers_labels_and_members_run_at_the_same_time(tmp_path):
     """On two local workers a run gives what it gives in one process, to rounding."""
@@ -89,3 +121,20 @@ def test_walkers_labels_and_members_run_at_the_same_time(tmp_path):
         assert a.info == b.info
     units = list((tmp_path / "local" / "run").glob("rounds/00/*/*/unit.json"))
     assert len(units) == 2 + 2 + 2  # walkers, chunks of labels, members
+
+
+@pytest.mark.slow
+def test_a_labeller_that_dies_costs_its_frames_and_says_so(tmp_path):
+    """Two workers label two frames each; one frame kills whoever labels it, twice."""
+    with_nobody = COMMITTEE | {"teacher": {"offline": {}}}
+    assert run(tmp_path / "seen", **with_nobody).state == "waiting"
+    frames = read(handed_out(tmp_path / "seen", 0)[0].parents[1] / "all.extxyz", index=":")
+    folder = str(Path(__file__).parent)
+    deadly = {"python": "teachers_for_tests:Deadly", "kwargs": {"x": frames[3].positions[0, 0]}, "folder": folder}
+    workers = {"local": 2, "retries": 1}
+    outcome = run(tmp_path / "deadly", **COMMITTEE, teacher=deadly, workers=workers, rounds=1)
+    assert outcome.state == "finished"
+    assert [a.info["id"] for a in learned_from(tmp_path / "deadly")] == [a.info["id"] for a in frames[:2]]
+    label = json.loads((outcome.directory / "rounds" / "00" / "label" / "label.json").read_text())
+    assert set(label["failed"]) == {a.info["id"] for a in frames[2:]}
+    assert all("killed by SIGKILL 2 times" in reason for reason in label["failed"].values())

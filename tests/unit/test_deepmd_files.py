@@ -464,7 +464,7 @@ def test_commands(heads: Path, tmp_path: Path, lj_data: Path, monkeypatch: pytes
 
 
 def test_protocols_run_them(heads: Path, atoms: Atoms, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from dpsim.protocols.runner import run_file
+    from dpsim.protocols.registry import run_file
 
     atoms.write(tmp_path / "atoms.xyz")
     protocol = {

@@ -13,7 +13,7 @@ import pytest
 from ase.io import read
 
 from distill_for_tests import run, toy
-from dpsim.distill import explore, loop, rounds
+from dpsim.distill import explore, loop, rounds, units
 from dpsim.distill.ledger import Ledger
 from dpsim.errors import ConfigError, DataError, DpsimError
 from dpsim.models.checkpoint import load_model, read_header
@@ -119,6 +119,15 @@ def test_a_student_that_cannot_drive_hands_over_to_the_teacher(tmp_path: Path) -
     assert [r["driver"] for r in records] == ["teacher", "student", "teacher"]
     assert records[1]["counts"]["40K"]["failed"] == 6
     assert records[1]["train"] == 0
+
+
+def test_a_student_that_explodes_at_once_hands_over_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(units, "DPCalculator", lambda *_, **__: ExplodingCalculator(2))
+    outcome = run(tmp_path, rounds=3)
+    records = [json.loads((outcome.directory / f"rounds/0{k}/round.json").read_text()) for k in range(3)]
+    assert [r["driver"] for r in records] == ["teacher", "student", "teacher"]
+    assert records[1]["counts"]["40K"]["missing"] == 6
+    assert records[2]["judged"]
 
 
 def test_a_full_disk_is_said_and_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def attempt(where, writes):
 
 
 assert not attempt(folder / "whole", 1 << 30)
-while attempt(folder / "parts", 6 + rng.randrange(14)):
+while attempt(folder / "parts", 8 + rng.randrange(24)):
     kills += 1
     assert kills < 200
 print(kills)

@@ -16,16 +16,19 @@ from pydantic import BaseModel
 from dpsim.cli import app
 from dpsim.config import parse_yaml
 from dpsim.distill.accept_config import AcceptConfig
-from dpsim.protocols.schema import Protocol
+from dpsim.distill.config import DistillConfig
+from dpsim.protocols.registry import PROTOCOLS, config_class, parse_protocol
+from dpsim.protocols.schema import ProtocolHead
 from dpsim.train.config import TrainConfig
 from dpsim.train.learning_curve import CurveConfig
 from dpsim.train.testing import SetsConfig
 
 ROOT = Path(__file__).parents[2]
-PAGES = [p for p in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))] if p.is_file()]
+PAGES = [p for p in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))] if p.is_file()]
 KINDS: dict[str, type[BaseModel]] = {
     "train.yaml": TrainConfig,
-    "protocol.yaml": Protocol,
+    "protocol.yaml": ProtocolHead,  # any of them
+    "distill.yaml": DistillConfig,
     "accept.yaml": AcceptConfig,
     "curve.yaml": CurveConfig,
     "sets.yaml": SetsConfig,
@@ -66,7 +69,9 @@ def test_there_are_pages_and_marked_examples() -> None:
 @pytest.mark.parametrize(("page", "language", "content"), blocks())
 def test_examples_are_valid(page: Path, language: str, content: str) -> None:
     """YAML marked as a kind of file passes its schema; other YAML and JSON parse; Python compiles."""
-    if language == "yaml" and marker(content) in KINDS:
+    if language == "yaml" and marker(content) == "protocol.yaml":
+        parse_protocol(content, source=page.name, folder=ROOT)
+    elif language == "yaml" and marker(content) in KINDS:
         parse_yaml(content, KINDS[marker(content)], source=page.name, folder=ROOT)  # type: ignore[type-var]
     elif language == "yaml":
         yaml.safe_load(content)
@@ -135,8 +140,8 @@ def test_every_configuration_is_documented() -> None:
     text = "".join(map(text_of, PAGES))
     documented = {match[1].rpartition(".")[2] for match in _KEYS.finditer(text)}
     in_one_line = {"Prefactor", "ValidationConfig", "CheckpointConfig", "ProvenanceConfig"}
-    for root in KINDS.values():
-        names = {root.__name__, *root.model_json_schema()["$defs"]}
+    for root in [*KINDS.values(), *map(config_class, PROTOCOLS)]:
+        names = {root.__name__, *root.model_json_schema().get("$defs", {})}
         assert names - in_one_line <= documented
 
 

@@ -34,7 +34,7 @@ def test_how_much_more_would_decide() -> None:
     judged = judge(0.5, (-0.5, 1.5), (-1.0, 1.0), 0.95)
     assert judged.more == pytest.approx(4.0)
     assert "4 times the data" in judged.explanation
-    assert "too close" in judge(1.01, (0.0, 2.0), (-1.0, 1.0), 0.95).explanation
+    assert "too near" in judge(1.01, (0.0, 2.0), (-1.0, 1.0), 0.95).explanation
 
 
 def test_what_cannot_be_trusted_does_not_pass_but_may_fail() -> None:

@@ -136,13 +136,13 @@ def test_the_energy_bias_is_fitted_to_label_minus_prediction(model: EnergyModel,
     assert 3 * (fit.shift[he] + fit.shift[ne]) == pytest.approx(3 * (0.25 - 1.5), abs=1e-9)  # one composition
     assert fit.shift[he] == pytest.approx(fit.shift[ne])  # minimum norm
     assert fit.shift[model.type_map.index("Ar")] == 0.0
-    assert np.abs(fit.residual).max() < 1e-9 and len(fit.sources) == 12
+    assert np.abs(fit.residual()).max() < 1e-9 and len(fit.sources) == 12
     before = model.energy_bias.clone()
     shift_energy_bias(model, fit.shift)
     np.testing.assert_allclose(model.energy_bias - before, fit.shift)
     (result,) = evaluate(model, [tmp_path / "data"])
     assert result.pairs["energy"].metrics()["rmse"] < 1e-6
-    assert fit.by_element()["Ar"] == 0.0
+    assert set(fit.by_element()) == {"He", "Ne"}
 
 
 def _labelled_by(model: EnergyModel, source: Path, folder: Path, shift: list[float]) -> Path:
@@ -174,7 +174,7 @@ def test_a_table_of_sets(model: EnergyModel, lj_data: Path, make_system: Callabl
     assert "WARMSE" in text and "two" in text and "*" in text
     content = json.loads((tmp_path / "out/test.json").read_text())
     first, second = content["sets"]
-    assert first["energy_bias_shift_eV"].keys() == {"Ne", "Ar", "He"} and second["energy_bias_shift_eV"] is None
+    assert first["energy_bias_shift_eV"].keys() == {"Ne", "He"} and second["energy_bias_shift_eV"] is None
     assert [m["path"].rpartition("/")[2] for m in content["model"]] == ["m.dpsim", "other.dpsim"]
     assert second["n_frames"] == 7 and second["model"].endswith("other.dpsim")
     rmse = [s["forces"]["rmse"] for s in content["sets"]]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from dpsim.config import dump_yaml, parse_yaml
 from dpsim.errors import ConfigError
-from dpsim.protocols.schema import NveStage, Protocol, json_schema
+from dpsim.protocols.registry import PROTOCOLS, config_class, json_schema, parse_protocol
+from dpsim.protocols.schema import Protocol
+from dpsim.protocols.stages import NveStage
 from dpsim.protocols.templates import NAMES, template
 
 HEAD = "name: x\nstructure: a.extxyz\n"
@@ -21,9 +24,21 @@ def parse(text: str) -> Protocol:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_templates_are_valid_and_survive_a_round_trip(name: str) -> None:
-    protocol = parse_yaml(template(name), Protocol)
-    assert parse_yaml(dump_yaml(protocol), Protocol) == protocol
-    assert "#" in template(name)
+    protocol = parse_protocol(template(name))
+    assert parse_protocol(dump_yaml(protocol)) == protocol
+    assert template(name).startswith("# ")
+
+
+@pytest.mark.parametrize("name", PROTOCOLS)
+def test_every_protocol_says_its_name(name: str) -> None:
+    kind = config_class(name)
+    assert kind.model_fields["protocol"].annotation == Literal[name]
+    assert name == "md" or name in NAMES, "expected a template of the protocol's name"
+
+
+def test_unknown_protocol() -> None:
+    with pytest.raises(ConfigError, match="p.yaml: `protocol` is 'mdd'; expected one of md.*Did you mean `md`"):
+        parse_protocol("protocol: mdd\nname: x", "p.yaml")
 
 
 def test_unknown_template() -> None:
@@ -33,8 +48,9 @@ def test_unknown_template() -> None:
 
 def test_schema_is_json_schema_and_describes_the_keys() -> None:
     schema = json_schema()
-    assert schema["additionalProperties"] is False
-    assert {"name", "structure", "stages", "analyses"} <= set(schema["properties"])
+    md = schema["$defs"]["Protocol"]
+    assert md["additionalProperties"] is False
+    assert {"name", "structure", "stages", "analyses", "protocol"} <= set(md["properties"])
     json.dumps(schema)
 
 
@@ -87,3 +103,12 @@ def test_structure_needs_one_source() -> None:
     for structure in ("{}", "{file: a, water_box: 4}"):
         with pytest.raises(ConfigError, match="`structure` has both or neither"):
             parse_yaml(f"name: x\nstructure: {structure}\nstages: [{{type: minimise}}]", Protocol)
+
+
+def test_editors_are_told_the_keys_of_the_protocol() -> None:
+    schema = json_schema()
+    told = {kind["if"]["properties"]["protocol"]["const"]: kind["then"]["$ref"] for kind in schema["allOf"]}
+    assert told == {name: f"#/$defs/{config_class(name).__name__}" for name in PROTOCOLS}
+    assert set(told) == set(schema["properties"]["protocol"]["enum"])
+    without_key = [kind["then"]["$ref"] for kind in schema["allOf"] if not kind["if"]["required"]]
+    assert without_key == ["#/$defs/Protocol"]

@@ -74,7 +74,8 @@ def test_results_json_has_the_documented_schema(tmp_path):
     )
     document = json.loads(path.read_text(), parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     assert document["schema_version"] == 1
-    assert list(document) == ["schema_version", "title", "verdict", "summary", "warnings", "results", "provenance"]
+    keys = ["schema_version", "title", "verdict", "summary", "warnings", "results", "curves", "provenance"]
+    assert list(document) == keys
     assert document["verdict"] == "PASS"
     assert document["results"][0] == {
         "name": "energy_drift",
@@ -120,7 +121,7 @@ def test_report_is_self_contained_and_shows_everything(tmp_path):
                  "Water &amp; &lt;friends&gt;", "short &lt;run&gt;", "sha256", "4.136 ± 0.013", "2.0 ps",
                  "1 of 2 checks fail: Temperature."):  # fmt: skip
         assert text in page
-    assert "<script" not in page
+    assert "<script" not in page  # there is nothing to draw: the images carry no data
     assert "<img src=x" not in page
     assert page.count("data:image/png;base64,") == 2
     # nothing is fetched: no address, no style or image outside the page

@@ -19,8 +19,10 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 from dpsim.config import validate
 from dpsim.engines.output import RESTART, THERMO, load_checkpoint, read_thermo
 from dpsim.errors import ConfigError, DataError, DpsimError, ElementError
-from dpsim.protocols.runner import RunOutcome, check_protocol, run_protocol
-from dpsim.protocols.schema import Protocol, load_protocol
+from dpsim.protocols.registry import load_protocol
+from dpsim.protocols.rundir import RunOutcome
+from dpsim.protocols.runner import check_protocol, run_protocol
+from dpsim.protocols.schema import Protocol
 from dpsim.trajectory import open_universe
 from pair_calculators import PairCalculator, argon
 

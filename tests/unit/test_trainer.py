@@ -371,7 +371,7 @@ def test_weights_of_data_are_shares_of_the_draws(train_settings: dict[str, Any],
 def test_ema_is_what_is_saved_and_validated(train_settings: dict[str, Any], tmp_path: Path) -> None:
     trainer = Trainer(config_of(train_settings, ema={"decay": 0.5}), tmp_path, False, Silent())
     w0 = [p.detach().clone() for p in trainer.parameters]
-    trainer.step(trainer.sampler.batch(0))
+    trainer.step(trainer.batches.at(0))
     assert trainer.ema is not None
     for start, now, mean in zip(w0, trainer.parameters, trainer.ema.weights.values(), strict=True):
         torch.testing.assert_close(mean, 0.5 * (start + now.detach()))
@@ -383,7 +383,7 @@ def test_ema_is_what_is_saved_and_validated(train_settings: dict[str, Any], tmp_
 
 def test_gradient_is_clipped_to_its_norm(train_settings: dict[str, Any], tmp_path: Path) -> None:
     trainer = Trainer(config_of(train_settings, optimizer={"gradient_clip": 1e-3}), tmp_path, False, Silent())
-    trainer.step(trainer.sampler.batch(0))
+    trainer.step(trainer.batches.at(0))
     norm = torch.linalg.vector_norm(torch.stack([p.grad.norm() for p in trainer.parameters if p.grad is not None]))
     assert trainer._last_norm > 1e-3
     assert float(norm) == pytest.approx(1e-3, rel=1e-5)

@@ -223,7 +223,8 @@ def test_slurm_jobs_work_and_are_cancelled(tmp_path, slurm):
     for line in ("-p short", "-A water", "--cpus-per-task=2", "-t 0-00:10:00", "--gres=gpu:1", "-n 1", "-J dpsim-"):
         assert f"#SBATCH {line}" in script
     assert "export OF_THE_PROLOGUE=1\n" in script
-    assert " tls://" in script and not list(tmp_path.glob("**/*.key.*"))  # nobody else may give out work
+    assert " tls://" in script  # nobody else may give out work
+    assert all(file.stat().st_mode & 0o777 == 0o600 for file in tmp_path.glob("**/*.key.*"))
     assert len(jobs(slurm)) == 2
     wait_for(lambda: not any(map(alive, jobs(slurm))))
 
