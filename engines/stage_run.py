@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from abc import ABC, abstractmethod
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -325,7 +325,8 @@ class _naming_the_step:
         run = self.run
         path = run.directory / f"failed_step_{run.step}.extxyz"
         failed = Atoms(run.start.numbers, run.positions(), cell=run.cell(), pbc=run.start.pbc)
-        failed.set_momenta(run.momenta())
+        with suppress(SimulationError):  # an engine may need forces to tell them
+            failed.set_momenta(run.momenta())
         write(path, failed)
         raise SimulationError(
             f"stage {run.control.name} failed after step {run.step} of {run.stage.n_steps}: {error} "

@@ -17,7 +17,7 @@ from dpsim.analysis.angles import (
     column_name,
     load_angle_references,
 )
-from dpsim.analysis.curves import CurveComparison, compare_curve, highest_peak, save_curves
+from dpsim.analysis.curves import compare_curve, highest_peak, save_curves
 from dpsim.analysis.report import Curve, Figure, Result, Section, Table
 from dpsim.analysis.statistics import format_value
 from dpsim.analysis.structure import rdf
@@ -58,7 +58,17 @@ def run_adf(analysis: AdfAnalysis, context: RunContext) -> AnalysisOutput:
             f"{', '.join(short)} may be too small."
         )
     results = [result for item in found for result in _describe(item, label)]
-    results += _judged(analysis, found, comparisons, label)
+    reliable = {item.label: item.curve.reliable and all(part.settled for part in parts) for item in found}
+    results += [
+        judge_curve(
+            f"{label}.adf.{c.label}.difference",
+            f"{c.label} angles, difference from the reference",
+            c,
+            analysis.difference,
+            reliable[c.label],
+        )
+        for c in comparisons
+    ]
     columns = [(column_name(item), item.curve) for item in found]
     table = save_curves(context.directory / f"adf_{label}.csv", "angle_deg", columns)
     path = plot_curves(
@@ -152,22 +162,6 @@ def _describe(item: AngleDistribution, label: str) -> list[Result]:
         Result(f"{prefix}.mean", f"{item.label} mean angle", *item.mean, "°", explanation=text),
         Result(f"{prefix}.width", f"{item.label} standard deviation of the angle", *item.width, "°"),
         Result(f"{prefix}.peak", f"{item.label} most frequent angle", *peak, "°"),
-    ]
-
-
-def _judged(
-    analysis: AdfAnalysis, found: list[AngleDistribution], comparisons: list[CurveComparison], label: str
-) -> list[Result]:
-    reliable = {item.label: item.curve.reliable for item in found}
-    return [
-        judge_curve(
-            f"{label}.adf.{c.label}.difference",
-            f"{c.label} angles, difference from the reference",
-            c,
-            analysis.difference,
-            reliable[c.label],
-        )
-        for c in comparisons
     ]
 
 

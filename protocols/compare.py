@@ -1,8 +1,7 @@
 """`dpsim compare RUN RUN ...`: the numbers and curves of several runs beside each other, and whether they differ.
 
-A run is the folder that `dpsim run` left, or a file like its results.json: with `schema_version`, `title`, `results` and
-`curves`, measurements and other codes' numbers are compared too. The first run that has a number is what the others are
-measured against.
+A run is the folder that `dpsim run` left, or a file like its results.json: measurements and the numbers of other codes
+need `schema_version`, `title`, `results` and `curves`. Each number is compared with that of the first run which has it.
 """
 
 from __future__ import annotations
@@ -199,7 +198,7 @@ def _printed(table: Table) -> RichTable:
     """The same table in a terminal."""
     out = RichTable()
     for k, heading in enumerate(table.header):
-        out.add_column(str(heading), justify="right" if k > 1 else "left", overflow="fold")
+        out.add_column(str(heading), justify="right" if k > 1 else "left", overflow="fold", no_wrap=k == 0)
     for row in table.rows:
         out.add_row(*("–" if cell is None else str(cell) for cell in row))
     return out

@@ -36,10 +36,14 @@ _CUBIC = 0.02  # edges that differ by more, or angles, make the correction an ap
 
 @dataclass(frozen=True)
 class Found:
-    """D of one element in runs of one system; `correction` (cm^2/s) is added to it for the size of the cell."""
+    """D of one element in runs of one system; `correction` (cm^2/s) is added to it for the size of the cell.
+
+    settled: the runs had reached equilibrium.
+    """
 
     diffusion: Diffusion
     correction: float | None = None
+    settled: bool = True
 
     @property
     def value(self) -> float:
@@ -110,9 +114,12 @@ def diffusion_of(
     walks: list[Walk] = [read_walk((p.stage.topology, p.stage.trajectory), p.first_frame) for p in parts]
     names = list(dict.fromkeys(walks[0].symbols)) if species == "all" else list(species)
     correction = None if viscosity is None else _correction(parts, viscosity)
+    settled = all(part.settled for part in parts)
     return {
         name: Found(
-            diffusion_coefficient([walk.of(name) for walk in walks], walks[0].interval_ps, confidence), correction
+            diffusion_coefficient([walk.of(name) for walk in walks], walks[0].interval_ps, confidence),
+            correction,
+            settled,
         )
         for name in names
     }
@@ -209,4 +216,5 @@ def _judge(
     )
     if verdict == "UNDECIDED":
         return verdict, f"{text} {longer_text(found.value, interval, accepted)}"
-    return ("UNDECIDED", text) if verdict == "PASS" and not item.estimate.reliable else (verdict, text)
+    trusted = item.estimate.reliable and found.settled
+    return ("UNDECIDED", text) if verdict == "PASS" and not trusted else (verdict, text)

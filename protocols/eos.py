@@ -236,5 +236,5 @@ def plot_eos(path: Path, curves: list[Curve]) -> Path:
         lower.set_ylabel("energy − fit (meV/atom)")
         lower.set_xlabel("volume (Å³/atom)")
         upper.legend(loc="upper center", ncols=max(1, len(curves)))
-        lower.legend(loc="upper center", ncols=2)
+        lower.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, borderaxespad=0.0)
     return path

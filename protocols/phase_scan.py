@@ -143,7 +143,8 @@ class PhaseScan(Sweep):
         description="along a, b, c, in the whole cell: lattice constants are those of one; default: `structure.repeat`",
     )
     order_parameters: tuple[OrderParameterConfig, ...] = Field(
-        (COverA(type="c_over_a"), Strain(type="strain")), description="`c_over_a`, `strain`, `off_centring`"
+        default_factory=lambda: (COverA(type="c_over_a"), Strain(type="strain")),
+        description="`c_over_a`, `strain`, `off_centring`; default: the first two",
     )
     tolerances: tuple[Annotated[Length, Field(gt=0.0)], ...] = Field(
         (0.05, 0.1, 0.2, 0.3), min_length=1, description="of the symmetry of the mean structure"

@@ -292,7 +292,7 @@ def _analyse(context: RunContext, should_stop: Callable[[], bool]) -> RunOutcome
         output = run_analysis(analysis, context)
         total.results.extend(output.results)
         total.sections.extend(output.sections)
-        total.warnings.extend(output.warnings)
+        total.warnings.extend(text for text in output.warnings if text not in total.warnings)
         total.curves.extend(output.curves)
     if ended := next((s for s in context.stages.values() if s.result.ended_early), None):
         total.warnings.append(

@@ -33,6 +33,7 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from dpsim.analysis.report import Result, Section, Verdict
+from dpsim.analysis.structure_view import MAX_ATOMS, view_of
 from dpsim.config import Force, StrictModel, dump_yaml
 from dpsim.errors import ConfigError, DataError, MissingDependencyError, SimulationError
 from dpsim.files import atomic_write
@@ -352,6 +353,8 @@ def run_protocol(
         missing = sorted(set(config.reference) - {r.name for r in output.results})
         output.results.extend(_not_found(config, name) for name in missing)
         output.warnings.extend(statics.warnings)
+        if len(atoms) <= MAX_ATOMS:
+            output.sections.append(Section("Atoms", structure=view_of(atoms, "The structure of the file.")))
         speed = statics.speed or {"all structures": "taken from the folder of the run"}
         facts = {"structure": atoms.get_chemical_formula(), "atoms": str(len(atoms)), "force": f"{config.force:g} eV/A"}
         return conclude_run(directory, config.name, output, origin_of(config, speed), facts, shown.say)

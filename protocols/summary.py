@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from dpsim.analysis.convergence import MIN_SAMPLES, Convergence, convergence, plot_convergence
@@ -45,13 +47,13 @@ def cost_per_ns(wall_seconds: float, simulated_ps: float, device: str) -> str:
 
 def run_sections(context: RunContext) -> list[Section]:
     """The structure, the evidence of convergence and the stages."""
-    sections = [structure_section(context), convergence_section(context), stage_section(context)]
+    sections = [structure_section(context.stages), convergence_section(context), stage_section(context)]
     return [section for section in sections if section is not None]
 
 
-def structure_section(context: RunContext) -> Section | None:
-    """The last stage's trajectory in three dimensions, or its last state."""
-    stage = [*context.stages.values()][-1]
+def structure_section(stages: Mapping[str, StageRecord], of: str = "") -> Section | None:
+    """The last stage's trajectory in three dimensions, or its last state. of: what is said before, e.g. "Point a: "."""
+    stage = [*stages.values()][-1]
     state = stage.result.state
     if state.n_atoms > MAX_ATOMS:
         return None
@@ -65,7 +67,7 @@ def structure_section(context: RunContext) -> Section | None:
         cells=np.array(cells) if state.has_volume else None,
         pbc=(bool(state.pbc[0]), bool(state.pbc[1]), bool(state.pbc[2])),
         labels=[f"{frame.time_ps:.4g} ps" for frame in frames],
-        caption=f"{shown}, atoms wrapped into the cell. Drag to turn, pinch or click and scroll to zoom.",
+        caption=f"{of}{shown}, atoms wrapped into the cell. Drag to turn, pinch or click and scroll to zoom.",
     )
     return Section("Atoms", structure=view)
 

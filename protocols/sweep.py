@@ -44,6 +44,7 @@ from dpsim.protocols.runner import Checked, default_calculator, require_continua
 from dpsim.protocols.runner import check_protocol as check_run
 from dpsim.protocols.runner import run_protocol as run_one
 from dpsim.protocols.schema import Protocol, ProtocolHead
+from dpsim.protocols.summary import structure_section
 from dpsim.workers import Outcome, Unit, WorkersConfig, forget_other, run_units
 
 POINTS = "points"
@@ -241,6 +242,8 @@ def _conclude(
         output.results.append(_missing(failed, len(points)))
         output.warnings.extend(f"Point {key} failed: {error}" for key, error in failed.items())
     output.sections.append(_points_section(points, finished, failed))
+    if finished and (atoms := structure_section(finished[-1].stages, f"Point {finished[-1].key}: ")) is not None:
+        output.sections.append(atoms)
     speed = {one.key: _speed(one) for one in finished}
     facts = {"points": f"{len(finished)} of {len(points)}", **_totals(finished)}
     return conclude_run(directory, sweep.name, output, origin_of(sweep, speed), facts, display.say)

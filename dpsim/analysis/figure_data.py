@@ -51,8 +51,10 @@ def figure_data(canvas: Figure) -> dict[str, Any] | None:
     if not axes or len(places) < len(axes):  # twin axes
         return None
     try:
-        return {"panels": [_panel(ax, axes) for ax in axes]}
-    except _Unknown:
+        data = {"panels": [_panel(ax, axes) for ax in axes]}
+        json.dumps(data, allow_nan=False)
+        return data
+    except Exception:  # _Unknown, and whatever else Matplotlib can draw: the image is good all the same
         return None
 
 
@@ -194,19 +196,29 @@ def _curve(line: Any) -> list[Mark]:
         marks.append({"kind": "line", "x": _numbers(xs), "y": _numbers(ys), **drawn, **_color(line.get_color(), line)})
     if line.get_marker() not in ("None", "none", None, "", " ") and len(x):
         size = {"size": round(float(line.get_markersize()), 2), "square": line.get_marker() == "s"}
-        color = _color(line.get_markerfacecolor(), line)
-        marks.append({"kind": "points", "x": _numbers(x), "y": _numbers(y), **size, **color})
+        look = _filling(line.get_markerfacecolor(), line.get_markeredgecolor(), line)
+        marks.append({"kind": "points", "x": _numbers(x), "y": _numbers(y), **size, **look})
     return marks
 
 
 def _points(scatter: Any) -> list[Mark]:
-    colors = scatter.get_facecolor()
-    if len(colors) != 1:  # one color per point
+    faces, edges = scatter.get_facecolor(), scatter.get_edgecolor()
+    if len(faces) > 1 or len(edges) > 1 or not len(faces) + len(edges):  # one color per point
         raise _Unknown
+    face, edge = (colors[0] if len(colors) else "none" for colors in (faces, edges))
+    look = _filling(face, edge, scatter)
     at = np.ma.filled(scatter.get_offsets(), np.nan)
     size = round(float(np.sqrt(np.mean(scatter.get_sizes()))), 2)
     return [{"kind": "points", "x": _numbers(at[:, 0]), "y": _numbers(at[:, 1]), "size": size, "square": False,
-             **_color(colors[0], scatter)}]  # fmt: skip
+             **look}]  # fmt: skip
+
+
+def _filling(face: Any, edge: Any, artist: Any) -> dict[str, Any]:
+    """The color of points; open ones have that of their edge."""
+    from matplotlib.colors import to_rgba
+
+    hollow = to_rgba(face) == (1.0, 1.0, 1.0, 1.0) or to_rgba(face)[3] == 0.0
+    return {"open": hollow, **_color(edge if hollow else face, artist)}
 
 
 def _filled(artist: Any, vertices: np.ndarray) -> Mark:

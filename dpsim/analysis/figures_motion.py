@@ -79,7 +79,7 @@ def plot_density(
         ax.axhspan(low, high, color=RED, alpha=0.2, lw=0)
         ax.axhline(density.value, color=RED, label=f"mean {format_value(density.value, density.error)} g/cm³")
         if reference is not None:
-            ax.axhline(reference, color="black", lw=1.1, ls="--", label=f"reference {reference:g} g/cm³")
+            ax.axhline(reference, color="black", lw=1.1, ls="--", label=f"reference {reference:g}")
         ax.set_xlabel("time (ps)")
         ax.set_ylabel("density (g/cm³)")
         ax.legend(loc="lower left", bbox_to_anchor=(0.0, 1.0), ncols=4, borderaxespad=0.0, columnspacing=1.0)
@@ -166,7 +166,8 @@ def _lines(fit: Arrhenius | None) -> list[tuple[list[ArrheniusLine], str, str]]:
 
 
 def _line_label(line: ArrheniusLine) -> str:
-    return f"$E_a$ = {format_value(line.activation_energy_eV, line.error_eV)} eV"
+    first, last = line.temperatures_K[0], line.temperatures_K[-1]
+    return f"{first:g}–{last:g} K: $E_a$ = {format_value(line.activation_energy_eV, line.error_eV)} eV"
 
 
 def _mark_estimate(left: Axes, right: Axes, item: Diffusion, color: str) -> None:
@@ -184,7 +185,9 @@ def _mark_estimate(left: Axes, right: Axes, item: Diffusion, color: str) -> None
 def _frame_slopes(ax: Axes, items: Sequence[Diffusion]) -> None:
     """Limits by what was taken as D, not by the fast motion at short lags."""
     taken = [item for item in items if item.estimate is not None]
-    tops = [max(item.interval()[1], 1.6 * item.value) for item in taken] or [float(i.slopes[-1]) for i in items]
+    tops = [max(item.interval()[1], 1.6 * item.value) for item in taken] or [
+        float(item.slopes[len(item.slopes) // 3]) for item in items
+    ]
     top = CM2_PER_S * 1.3 * max(tops)
     if top > 0.0:
         ax.set_ylim(-0.05 * top, top)

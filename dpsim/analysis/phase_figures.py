@@ -52,6 +52,8 @@ def plot_phase_scan(path: str | Path, branches: Sequence[ScanBranch], panels: Se
 
 
 def _panel(ax: Axes, panel: ScanPanel, branches: Sequence[ScanBranch]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     single = len(panel.quantities) == 1
     for k, branch in enumerate(branches):
         for low, high in ((a, b) for name, a, b in panel.spans if name == branch.name):
@@ -64,6 +66,7 @@ def _panel(ax: Axes, panel: ScanPanel, branches: Sequence[ScanBranch]) -> None:
         x, y = zip(*panel.references, strict=True)
         ax.plot(x, y, ls="", marker="x", ms=7, mew=1.6, color=INK, zorder=6, label="reference")
     ax.set_ylabel(panel.label)
+    ax.yaxis.set_major_locator(MaxNLocator(5))  # whatever the size of the panel, which depends on the ticks
     low, high = ax.get_ylim()
     ax.set_ylim(low, high + 0.2 * (high - low))
     ax.legend(loc="upper left", ncols=4, borderaxespad=0.0)

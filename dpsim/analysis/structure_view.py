@@ -40,6 +40,13 @@ class StructureView:
     caption: str = ""
 
 
+def view_of(atoms: Any, caption: str = "") -> StructureView:
+    """One ASE Atoms."""
+    cell = atoms.cell.array if atoms.cell.rank == 3 else None
+    x, y, z = (bool(p) for p in atoms.pbc)
+    return StructureView(atoms.get_chemical_symbols(), atoms.positions, cell, (x, y, z), caption=caption)
+
+
 def frames_to_show(n_frames: int, n_atoms: int) -> list[int]:
     """Which of so many frames fit into a report: evenly spread, the last one always."""
     count = max(1, min(_FRAMES, n_frames, _BYTES // (8 * max(n_atoms, 1))))

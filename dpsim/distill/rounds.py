@@ -301,6 +301,6 @@ def _train_at_once(
         for member, start in enumerate(starts)
         if f"{name}/{member:02d}" not in run.ledger
     ]
-    for outcome in run.units(name, train_unit, units):
+    for outcome in run.units(name, train_unit, units) if units else ():
         if outcome.failed:
             raise DpsimError(f"{outcome.unit.key}: {outcome.error} See {outcome.unit.folder}.")

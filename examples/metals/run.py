@@ -62,7 +62,15 @@ def _row(element: str, result: Result) -> str:
     reference = float(str(result.threshold).partition(" ")[0])
     value = result.value or 0.0
     share = 100.0 * (value - reference) / reference
-    return f"| {element} | {result.name} ({result.unit}) | {value:.4g} | {reference:g} | {share:+.1f} % | {result.verdict} |"
+    cells = (
+        element,
+        f"{result.name} ({result.unit})",
+        f"{value:.4g}",
+        f"{reference:g}",
+        f"{share:+.1f} %",
+        result.verdict,
+    )
+    return "| " + " | ".join(cells) + " |"
 
 
 if __name__ == "__main__":

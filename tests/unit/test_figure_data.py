@@ -66,6 +66,7 @@ def test_bars_points_logarithms_and_linked_panels(tmp_path):
     with figure(tmp_path / "a.png", 2, 1, sharex=True) as (_, axes):
         axes[0, 0].bar([0, 1], [2.0, 3.0], 0.8, bottom=[0.0, 1.0], label="bars")
         axes[1, 0].scatter(np.arange(20.0), np.arange(20.0) ** 2 + 1.0, s=9)
+        axes[1, 0].plot([3.0], [3.0], "o", color=RED, mfc="white")
         axes[1, 0].set_yscale("log")
         axes[1, 0].set_xticks([0, 10], ["none", "ten"])
     first, second = panels(tmp_path / "a.png")
@@ -76,7 +77,9 @@ def test_bars_points_logarithms_and_linked_panels(tmp_path):
     assert first["x"]["hidden"]
     assert second["y"]["log"]
     assert second["x"]["ticks"] == [[0.0, "none"], [10.0, "ten"]]
-    assert second["marks"][0]["size"] == 3.0
+    cloud, point = second["marks"]
+    assert (cloud["size"], cloud["open"]) == (3.0, False)
+    assert (point["open"], point["color"]) == (True, RED)
 
 
 def test_long_curves_keep_their_extremes(tmp_path):

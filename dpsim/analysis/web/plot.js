@@ -213,7 +213,7 @@ class Panel {
     if (log && high / low > 12) {
       const [first, last] = [Math.floor(Math.log10(low)), Math.ceil(Math.log10(high))];
       const every = Math.max(1, Math.ceil((last - first) / n));
-      const factors = (last - first) * 3 <= n + 1 ? [1, 2, 5] : [1];
+      const factors = Math.log10(high / low) * 3 <= n + 1 ? [1, 2, 5] : [1];
       const found = [];
       for (let k = Math.ceil(first / every) * every; k <= last; k += every)
         for (const factor of factors) found.push([factor * 10 ** k, k >= -3 && k <= 4 ? String(+(factor * 10 ** k).toPrecision(2)) : factor > 1 ? "" : power(k)]);
@@ -504,10 +504,17 @@ const DRAW = {
       const [px, py] = [X(mark.x[i]), Y(mark.y[i])];
       if (px > panel.left - 9 && px < panel.right + 9 && py > panel.top - 9 && py < panel.bottom + 9) parts.push(`M${px.toFixed(1)} ${py.toFixed(1)}h0`);
     }
-    const d = parts.join("");
-    const cap = mark.square ? "square" : "round";
-    if (parts.length < 300 && size > 5) svg(group, "path", { d, stroke: "var(--page)", "stroke-width": size + 2, "stroke-linecap": cap });
-    svg(group, "path", { d, ...stroke(mark, mark.square ? size * 0.6 : size), "stroke-linecap": cap });
+    const look = { ...stroke(mark, mark.square ? size * 0.6 : size), "stroke-linecap": mark.square ? "square" : "round" };
+    if (parts.length < 300) {
+      const d = parts.join("");
+      if (size > 5) svg(group, "path", { d, ...look, "stroke-opacity": 1, stroke: "var(--page)", "stroke-width": size + 2 });
+      svg(group, "path", { d, ...look });
+      if (mark.open) svg(group, "path", { d, ...look, "stroke-opacity": 1, stroke: "var(--page)", "stroke-width": size * 0.5 });
+      return;
+    }
+    const layers = 12; // a path does not darken itself: a cloud is several
+    for (let k = 0; k < layers; k++)
+      svg(group, "path", { d: parts.filter((_, i) => i % layers === k).join(""), ...look, "stroke-opacity": Math.max(mark.alpha, 0.16) });
   },
   error(group, mark, X, Y) {
     let d = "";

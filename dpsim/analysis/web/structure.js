@@ -17,7 +17,7 @@ class Structure {
     this.shown = { bonds: true, cell: true };
     this.flips = {};
     this.zoom = 1;
-    this.rotation = turned(turned(null, 0, -0.42), 1, -0.2);
+    this.rotation = turned(turned(null, 1, -0.35), 0, 0.38);
     const image = figure.querySelector("img");
     (image || figure.querySelector("figcaption") || figure.firstChild).before(this.stage, this.bar());
     image?.classList.add("replaced");
@@ -262,7 +262,7 @@ class Structure {
         const spread = (p) => Math.hypot(p[0] - other[0], p[1] - other[1]) || 1;
         this.enlarge(spread(now) / spread(before));
       } else {
-        this.rotation = turned(turned(this.rotation, 1, (now[0] - before[0]) * 0.008), 0, (now[1] - before[1]) * -0.008);
+        this.rotation = turned(turned(this.rotation, 1, (now[0] - before[0]) * 0.008), 0, (now[1] - before[1]) * 0.008);
         this.moved();
       }
       pointers.set(event.pointerId, now);
@@ -276,7 +276,7 @@ class Structure {
       this.enlarge(Math.exp(-event.deltaY * 0.002));
     }, { passive: false });
     canvas.addEventListener("keydown", (event) => {
-      const turns = { ArrowLeft: [1, -0.1], ArrowRight: [1, 0.1], ArrowUp: [0, 0.1], ArrowDown: [0, -0.1] };
+      const turns = { ArrowLeft: [1, -0.1], ArrowRight: [1, 0.1], ArrowUp: [0, -0.1], ArrowDown: [0, 0.1] };
       if (turns[event.key]) this.rotation = turned(this.rotation, ...turns[event.key]);
       else if (event.key === "+" || event.key === "=") this.enlarge(1.2);
       else if (event.key === "-") this.enlarge(1 / 1.2);
