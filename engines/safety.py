@@ -4,7 +4,7 @@
     heats up         with a thermostat: <T> > 2 T_target, an exponential average over 20 relaxation times, so that heat
                      which the thermostat can take up in time does no harm;
                      at constant energy: |E - E_0| > 3 N k_B max_temperature / 10
-    comes apart      npt: the volume is beyond 1/5 ... 5 times that at the start
+    comes apart      npt: the volume is beyond 1/10 ... 10 times that at the start
 
 `RunningDrift` is what a person is shown meanwhile.
 """
@@ -28,7 +28,7 @@ HOT_ATOM = 10.0  # times max_temperature
 HEATED = 2.0  # times the thermostat's temperature
 HEATED_OVER = 20.0  # relaxation times of the thermostat
 DRIFTED = 0.1  # times max_temperature
-VOLUME_CHANGE = 5.0
+VOLUME_CHANGE = 10.0
 
 
 class Safety:

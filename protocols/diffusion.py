@@ -267,4 +267,4 @@ def _equilibration(parts: Mapping[str, Sample]) -> Section:
     """What was left out of each run."""
 
     rows = [(key, part.skipped_ps, "yes" if part.settled else "no") for key, part in parts.items()]
-    return Section("Equilibration", table=Table(("run", "left out (ps)", "settled in the first half"), rows))
+    return Section("Equilibration", table=Table(("run", "left out (ps)", "settled"), rows))

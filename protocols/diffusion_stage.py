@@ -135,7 +135,7 @@ def result_of(
         text = f"With {found.correction:.3g} cm²/s for the size of the cell. {text}"
     if reference is not None:
         accepted = reference.value / reference.factor, reference.value * reference.factor
-        threshold = f"{accepted[0]:.3g} ... {accepted[1]:.3g}"
+        threshold = f"{format_value(accepted[0], digits=3)} ... {format_value(accepted[1], digits=3)}"
         verdict, why = _judge(found, reference, accepted, confidence)
         text = f"{why} {text}"
     value, error = (found.value, found.error) if item.estimate is not None else (None, None)

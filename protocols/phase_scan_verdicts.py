@@ -93,7 +93,9 @@ def judge_transitions(scan: PhaseScan, all_series: Sequence[Series], searches: S
             if reference.branch in (None, series.branch):
                 search = searches.get((series.branch, series.suffix, reference.quantity))
                 if search is None:
-                    search = TransitionSearch((), None, f"{reference.quantity} is not looked at for transitions.")
+                    search = TransitionSearch(
+                        (), None, f"{reference.quantity} keeps its value, or is not searched for transitions."
+                    )
                 x = [p.x(scan) for p in series.points]
                 name = f"reference.transition.{k}.{series.branch}{series.suffix}"
                 results.append(_judge_transition(name, scan, reference, search, x))

@@ -263,6 +263,7 @@ def plot_slabs(path: Path, slabs: Sequence[Slabs]) -> Path:
             left = one.residuals(one.relaxed)
             ax.plot(one.layers, left, "o-", color=color, ms=6, mec="white", label=f"({one.name}), {gamma:.3g} J/m²")
         ax.axhline(0.0, color="black", lw=0.7)
+        ax.set_xticks(sorted({n for one in slabs for n in one.layers}))
         ax.set_xlabel("layers")
         ax.set_ylabel("energy − line (J/m²)")
         ax.legend(loc="best")

@@ -197,8 +197,10 @@ def diffusion_coefficient(
     still = [lag for lag in steady if growth.exponent(lag) < _DIFFUSIVE]
     moving = [lag for lag in steady if lag not in still and growth.msd(lag) >= least_A**2]
 
-    regime: Regime = "diffusive" if moving else "caged" if still else "too short"
-    lag = moving[0] if moving else still[-1] if still else lags[-1]
+    caged = bool(still) and still[-1] in lags[-2:]  # at the end: a liquid has a plateau too, at short lags
+
+    regime: Regime = "diffusive" if moving else "caged" if caged else "too short"
+    lag = moving[0] if moving else still[-1] if caged else lags[-1]
     time, exponent, upper = lag * interval_ps, growth.exponent(lag), slopes[lag].interval(confidence)[1]
     explanation = {
         "diffusive": f"The slope of the MSD stays the same from {time:g} ps on; D is that from {2 * time:g} ps on.",

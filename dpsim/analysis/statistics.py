@@ -308,14 +308,15 @@ def linear_fit_correlated(t: ArrayLike, y: ArrayLike) -> LinearFit:
     )
 
 
-def equilibration_start(x: ArrayLike, candidates: int = 60) -> int:
+def equilibration_start(x: ArrayLike, candidates: int = 60, latest: float = 0.9) -> int:
     """The first sample of the equilibrated part of a series: the start that leaves most effective samples.
 
     t0 = argmax_t (n - t) / (2 tau[x_t ... x_n]): dropping the initial transient shortens tau more than it costs data.
 
     Args:
         x: the series, (n,).
-        candidates: how many starting points within the first 90 % are tried.
+        candidates: how many starting points are tried.
+        latest: where the last of them lies, as a part of the series. Short ends have tau that are wrong by chance.
 
     Returns:
         The index t0; 0 if the whole series is equilibrated.
@@ -327,7 +328,7 @@ def equilibration_start(x: ArrayLike, candidates: int = 60) -> int:
     """
     series = _series(x, minimum=10)
     n = len(series)
-    starts = np.unique(np.linspace(0, int(0.9 * n), min(candidates, n)).astype(int))
+    starts = np.unique(np.linspace(0, int(latest * n), min(candidates, n)).astype(int))
     # tau below 1/2 (vibrations) must not win over more data, so independent samples are the best that counts
     effective = [(n - s) / (2.0 * max(integrated_autocorrelation_time(series[s:]), 0.5)) for s in starts]
     return int(starts[int(np.argmax(effective))])

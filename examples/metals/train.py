@@ -19,7 +19,7 @@ from typing import Any
 
 import yaml
 
-START = {"mo": "dpa3", "cu": "dpa2", "si": "dpa3", "ge": "dpa3"}
+START = {"mo": "dpa1", "cu": "dpa1", "si": "dpa3", "ge": "dpa3"}
 DPSIM = [sys.executable, "-c", "from dpsim.cli import main; main()"]
 
 
