@@ -3,8 +3,8 @@
     python examples/pretraining/run.py DATA OUT
 
 DATA holds the sets (<set>/train, <set>/test). The same command continues what was interrupted and skips what is done;
-`--only pretraining` or a set's name makes that run alone. Results go to `results/` beside this file, the tables into the
-page.
+`--only pretraining` or a set's name makes that run alone. Results go to `results/` beside this file, the tables into
+the page.
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def write_page() -> None:
 def tables() -> Iterator[str]:
     """The lines of both tables: force RMSE in meV/A / energy RMSE in meV/atom."""
     found = {name: read(name) for name in ("heads", "single", "zero_shot", "zero_shot_single")}
-    yield f"**{len(WEIGHTS)} sets, {len(ELEMENTS)} elements, {len(set(LEVELS.values()))} levels of theory, {STEPS} steps**"
+    levels = len(set(LEVELS.values()))
+    yield f"**{len(WEIGHTS)} sets, {len(ELEMENTS)} elements, {levels} levels of theory, {STEPS} steps**"
     yield from ["", "| set | level | share of draws | spread | one model per set | pre-trained, its head |"]
     yield "|---" * 6 + "|"
     for name, weight in WEIGHTS.items():

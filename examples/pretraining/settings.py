@@ -39,9 +39,9 @@ LEVELS = {
     "mlearn_cu": "PBE (VASP)",
     "water_pbe_dipole": "PBE (VASP, 1500 eV)",
 }
-ELEMENTS = (
-    "H Li C N O Na Mg Si P S Ca Ti Cu Zn Ge Sr Zr Nb Mo In Ba La Hf Ta Pb Bi".split()  # all that occur, by number
-)
+# All that occur, by atomic number.
+ELEMENTS = ["H", "Li", "C", "N", "O", "Na", "Mg", "Si", "P", "S", "Ca", "Ti", "Cu", "Zn", "Ge", "Sr", "Zr", "Nb", "Mo",
+            "In", "Ba", "La", "Hf", "Ta", "Pb", "Bi"]  # fmt: skip
 BATCHES_PER_STEP = 4
 STEPS = 6000
 DRAWS_PER_WEIGHT = BATCHES_PER_STEP * STEPS / sum(WEIGHTS.values())
