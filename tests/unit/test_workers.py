@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,7 @@ def test_local_workers_survive_what_units_do(tmp_path):
 
 PROGRAM = """
 import sys
+from functools import partial
 from pathlib import Path
 import units_for_tests
 from dpsim.workers import Unit, WorkersConfig, run_units
@@ -149,7 +151,10 @@ def test_nothing_runs_on_after_an_interruption(tmp_path, number):
     (tmp_path / "program.py").write_text(PROGRAM)
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
     command = [sys.executable, str(tmp_path / "program.py"), str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=environment, start_new_session=True) as program:
+    heeds_interrupts = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # ignored by jobs in the background
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, env=environment, start_new_session=True, preexec_fn=heeds_interrupts
+    ) as program:
         assert program.stdout is not None and program.stdout.readline() == b"0\n"
         wait_for(lambda: all((tmp_path / f"{k}" / "calls").exists() for k in (1, 2)))
         (os.killpg if number == signal.SIGINT else os.kill)(program.pid, number)
