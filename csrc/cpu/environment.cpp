@@ -1,8 +1,7 @@
 // Checked entry points of the environment matrix.
 #include "../common/environment_row.h"
 #include "../common/environment_arguments.h"
-#include "isa.h"
-#include "status.h"
+#include "entry.h"
 
 namespace dpsim {
 namespace {
@@ -10,14 +9,9 @@ namespace {
 template <typename T, typename Call>
 int run(int64_t n, double rcut, double rcut_smth, double protection, bool arrays, const dpsim_execution* execution,
         Call call) {
-  return guarded([&]() -> int {
-    if (const int status = check_environment(n, rcut, rcut_smth, protection, arrays)) return status;
-    const Kernels* kernels = select_kernels(execution);
-    if (!kernels) return DPSIM_UNSUPPORTED;
-    const int threads = execution && execution->threads > 1 ? execution->threads : 1;
-    call(of<T>(*kernels), Switch(rcut, rcut_smth, protection), threads);
-    return DPSIM_OK;
-  });
+  return run_checked<T>(
+      execution, [=] { return check_environment(n, rcut, rcut_smth, protection, arrays); },
+      [&](const auto& kernels, int threads) { call(kernels, Switch(rcut, rcut_smth, protection), threads); });
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 // Checked entry points of the update of a line graph.
-#include "isa.h"
-#include "status.h"
+#include "entry.h"
 
 namespace dpsim {
 namespace {
@@ -13,9 +12,7 @@ int check(const dpsim_line_graph* g) {
                 g->n_in, g->n_conv, g->n_self);
   if (g->activation < DPSIM_TANH || g->activation > DPSIM_SILUT)
     return fail(DPSIM_INVALID_ARGUMENT, "`activation` is %d; expected a dpsim_activation", g->activation);
-  for (int64_t i = 0; i < g->n_alpha; ++i)
-    if (g->offsets[i + 1] < g->offsets[i])
-      return fail(DPSIM_INVALID_ARGUMENT, "`offsets` falls after vertex %lld", static_cast<long long>(i));
+  if (const int status = check_rising(g->offsets, g->n_alpha, "vertex")) return status;
   for (int64_t m = 0; m < g->offsets[g->n_alpha]; ++m)
     if (g->beta[m] < 0 || g->beta[m] >= g->n_beta)
       return fail(DPSIM_INVALID_ARGUMENT, "`beta` of edge %lld is %lld; expected 0 to %lld", static_cast<long long>(m),
@@ -25,13 +22,7 @@ int check(const dpsim_line_graph* g) {
 
 template <typename T, typename Call>
 int run_line_graph(const dpsim_line_graph* graph, const dpsim_execution* execution, Call call) {
-  return guarded([&]() -> int {
-    if (const int status = check(graph)) return status;
-    const Kernels* kernels = select_kernels(execution);
-    if (!kernels) return DPSIM_UNSUPPORTED;
-    call(of<T>(*kernels), execution && execution->threads > 1 ? execution->threads : 1);
-    return DPSIM_OK;
-  });
+  return run_checked<T>(execution, [=] { return check(graph); }, call);
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 // Checked entry points of sums over neighbours.
-#include "isa.h"
-#include "status.h"
+#include "entry.h"
 
 namespace dpsim {
 namespace {
@@ -8,23 +7,19 @@ namespace {
 template <typename T, typename Call>
 int run_neighbors(int64_t n_centers, const int64_t* offsets, int64_t n_rows, const int64_t* index, int K, int C,
                   const dpsim_execution* execution, Call call) {
-  return guarded([&]() -> int {
+  const auto check = [=]() -> int {
     if (n_centers < 0 || !offsets || offsets[0] != 0 || n_rows < 0 || K < 1 || C < 1)
       return fail(DPSIM_INVALID_ARGUMENT,
                   "`n_centers, n_rows, K, C` are %lld, %lld, %d, %d; expected >= 0, >= 0, >= 1, >= 1, offsets from 0",
                   static_cast<long long>(n_centers), static_cast<long long>(n_rows), K, C);
-    for (int64_t i = 0; i < n_centers; ++i)
-      if (offsets[i + 1] < offsets[i])
-        return fail(DPSIM_INVALID_ARGUMENT, "`offsets` falls after centre %lld", static_cast<long long>(i));
+    if (const int status = check_rising(offsets, n_centers, "centre")) return status;
     for (int64_t m = 0; index && m < offsets[n_centers]; ++m)
       if (index[m] < 0 || index[m] >= n_rows)
         return fail(DPSIM_INVALID_ARGUMENT, "`index` of edge %lld is %lld; expected 0 to %lld",
                     static_cast<long long>(m), static_cast<long long>(index[m]), static_cast<long long>(n_rows - 1));
-    const Kernels* kernels = select_kernels(execution);
-    if (!kernels) return DPSIM_UNSUPPORTED;
-    call(of<T>(*kernels), execution && execution->threads > 1 ? execution->threads : 1);
     return DPSIM_OK;
-  });
+  };
+  return run_checked<T>(execution, check, call);
 }
 
 }  // namespace

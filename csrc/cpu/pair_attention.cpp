@@ -1,6 +1,5 @@
 // Checked entry points of attention among the neighbours of each atom.
-#include "isa.h"
-#include "status.h"
+#include "entry.h"
 
 namespace dpsim {
 namespace {
@@ -12,21 +11,12 @@ int check(const dpsim_pair_attention* a) {
     return fail(DPSIM_INVALID_ARGUMENT,
                 "`heads, width, n_out, of_g, of_h` are %d, %d, %d, %d, %d; expected >= 1, one of the last two not 0",
                 a->heads, a->width, a->n_out, a->of_g, a->of_h);
-  for (int64_t i = 0; i < a->n_centers; ++i)
-    if (a->offsets[i + 1] < a->offsets[i])
-      return fail(DPSIM_INVALID_ARGUMENT, "`offsets` falls after centre %lld", static_cast<long long>(i));
-  return DPSIM_OK;
+  return check_rising(a->offsets, a->n_centers, "centre");
 }
 
 template <typename T, typename Call>
 int run_pair_attention(const dpsim_pair_attention* problem, const dpsim_execution* execution, Call call) {
-  return guarded([&]() -> int {
-    if (const int status = check(problem)) return status;
-    const Kernels* kernels = select_kernels(execution);
-    if (!kernels) return DPSIM_UNSUPPORTED;
-    call(of<T>(*kernels), execution && execution->threads > 1 ? execution->threads : 1);
-    return DPSIM_OK;
-  });
+  return run_checked<T>(execution, [=] { return check(problem); }, call);
 }
 
 }  // namespace

@@ -1,6 +1,5 @@
 // Checked entry points of the radial embedding and its contraction.
-#include "isa.h"
-#include "status.h"
+#include "entry.h"
 
 namespace dpsim {
 namespace {
@@ -24,21 +23,12 @@ int check_centers(int64_t n_centers, const int64_t* offsets, int channels) {
   if (n_centers < 0 || !offsets || offsets[0] != 0 || channels < 1)
     return fail(DPSIM_INVALID_ARGUMENT, "`n_centers`, `channels` are %lld, %d; expected >= 0, >= 1, and offsets from 0",
                 static_cast<long long>(n_centers), channels);
-  for (int64_t i = 0; i < n_centers; ++i)
-    if (offsets[i + 1] < offsets[i])
-      return fail(DPSIM_INVALID_ARGUMENT, "`offsets` falls after centre %lld", static_cast<long long>(i));
-  return DPSIM_OK;
+  return check_rising(offsets, n_centers, "centre");
 }
 
 template <typename T, typename Call>
 int run_radial(int status, const dpsim_execution* execution, Call call) {
-  return guarded([&]() -> int {
-    if (status) return status;
-    const Kernels* kernels = select_kernels(execution);
-    if (!kernels) return DPSIM_UNSUPPORTED;
-    call(of<T>(*kernels), execution && execution->threads > 1 ? execution->threads : 1);
-    return DPSIM_OK;
-  });
+  return run_checked<T>(execution, [=] { return status; }, call);
 }
 
 int first_of(int a, int b) { return a ? a : b; }

@@ -1,21 +1,18 @@
 // Checked entry points of the row kernels.
-#include "isa.h"
-#include "status.h"
+#include "entry.h"
 
 namespace dpsim {
 namespace {
 
 template <typename T, typename Call>
 int run_rows(int64_t rows, int n, int64_t ld, double eps, const dpsim_execution* execution, Call call) {
-  return guarded([&]() -> int {
+  const auto check = [=]() -> int {
     if (rows < 0 || n < 1 || ld < n || !(eps >= 0))
       return fail(DPSIM_INVALID_ARGUMENT, "`rows, n, ld, eps` are %lld, %d, %lld, %g; expected >= 0, >= 1, >= n, >= 0",
                   static_cast<long long>(rows), n, static_cast<long long>(ld), eps);
-    const Kernels* kernels = select_kernels(execution);
-    if (!kernels) return DPSIM_UNSUPPORTED;
-    call(of<T>(*kernels), execution && execution->threads > 1 ? execution->threads : 1);
     return DPSIM_OK;
-  });
+  };
+  return run_checked<T>(execution, check, call);
 }
 
 }  // namespace

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from scipy.interpolate import PchipInterpolator
 
 from dpsim.analysis.rdf_shells import RDF, Array, Pair, Value, find_tops, fit_peak, jackknife
 from dpsim.errors import DataError
+from dpsim.files import atomic_write
 
 _SAME_PEAK = 0.3  # A; peaks nearer than this are the same peak
 _BOOTSTRAP = 200
@@ -185,14 +185,8 @@ def save_rdf(path: str | Path, rdfs: Sequence[RDF]) -> Path:
         name = "".join(item.pair)
         header += [f"g{name}", f"g{name}_error", f"coordination_{name}", f"coordination_{name}_error"]
         columns += [item.g, item.g_error, item.coordination, item.coordination_error]
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(header)
-        writer.writerows([f"{x:.6g}" for x in row] for row in zip(*columns, strict=True))
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    lines = [header, *([f"{x:.6g}" for x in row] for row in zip(*columns, strict=True))]
+    atomic_write(path, "".join(",".join(line) + "\n" for line in lines).encode())
     return path
 
 

@@ -17,7 +17,6 @@ are null. Readers must ignore keys they do not know; a change that breaks them r
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -28,6 +27,7 @@ import numpy as np
 from dpsim.analysis.page import page, plain
 from dpsim.analysis.structure_view import StructureView
 from dpsim.errors import DataError
+from dpsim.files import atomic_write
 
 SCHEMA_VERSION = 1
 Verdict = Literal["PASS", "FAIL", "UNDECIDED", "INFO"]
@@ -131,7 +131,8 @@ def write_results_json(
         "provenance": dict(provenance),
     }
     text = json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False)
-    return _write_atomically(Path(path), text + "\n")
+    atomic_write(path, f"{text}\n".encode())
+    return Path(path)
 
 
 def read_results_json(path: str | Path) -> dict[str, Any]:
@@ -182,16 +183,6 @@ def write_report(
     """
     verdict = overall_verdict(results)
     text = page(title, verdict, results, sections, provenance, summary=summary, facts=facts, warnings=warnings)
-    return _write_atomically(Path(directory) / "report.html", text)
-
-
-def _write_atomically(path: Path, text: str) -> Path:
-    """Write beside the target, flush to disk, rename: a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    path = Path(directory) / "report.html"
+    atomic_write(path, text.encode())
     return path

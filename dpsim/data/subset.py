@@ -1,14 +1,24 @@
-"""A part of some frames, drawn at random: the smaller of two parts with the same seed lies within the larger."""
+"""A part of some frames: spread evenly, or drawn at random (the smaller of two with one seed lies in the larger)."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from dpsim.data.frame import Frame
 from dpsim.data.system import System
+
+T = TypeVar("T")
+
+
+def evenly_spread(items: Sequence[T], n: int) -> list[T]:
+    """At most n of the items, from the first to the last: always the same ones."""
+    if n >= len(items):
+        return list(items)
+    return [items[k] for k in np.linspace(0, len(items) - 1, n).round().astype(int)]
 
 
 class Subset(System):

@@ -13,16 +13,12 @@ from __future__ import annotations
 
 import errno
 import json
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
-import numpy as np
-
 from dpsim.config import dump_yaml, load_yaml
+from dpsim.data.subset import evenly_spread
 from dpsim.distill import rounds, select
 from dpsim.distill.config import DistillConfig, Driver
 from dpsim.distill.finish import finish
@@ -35,7 +31,7 @@ from dpsim.distill.run import CONFIG, DistillOutcome, Interrupted, RoundRecord, 
 from dpsim.errors import ConfigError, DpsimError
 from dpsim.files import atomic_write
 from dpsim.models.checkpoint import load_trainable, save_model
-from dpsim.protocols.rundir import locked
+from dpsim.protocols.rundir import interrupted_by_signals, locked
 
 # Sections of distill.yaml that may change between two runs in one folder: they say when it ends and who works.
 _FREE = {"rounds", "converged", "budget", "workers", "accept", "teacher_device"}
@@ -51,7 +47,7 @@ def distill(config: DistillConfig, directory: Path, display: Display | None = No
     try:
         check(config)
         directory.mkdir(parents=True, exist_ok=True)
-        with locked(directory), _interrupt_on_sigterm():
+        with locked(directory), interrupted_by_signals():
             _keep_config(config, directory)
             return Loop(Run(config, directory, Ledger(directory), display)).to_the_end()
     except (KeyboardInterrupt, Interrupted):
@@ -180,7 +176,7 @@ class Loop:
         run, folder, config = self.run, self.run.round_folder(k), self.config
         file = folder / "label" / "frames.extxyz"
         if not file.exists():
-            write_found(file, _thinned(explored, self._labels_left()))
+            write_found(file, evenly_spread(explored, self._labels_left()))
         asked = read_found(file, config.student.model.type_map)
         labels, set_aside = rounds.label(run, k, file, len(asked))
 
@@ -236,13 +232,6 @@ class Loop:
         self.students = rounds.train_students(self.run, name, record.number, starts, data)
 
 
-def _thinned(found: Sequence[Found], n: int) -> list[Found]:
-    """At most n frames, evenly spread."""
-    if len(found) <= n:
-        return list(found)
-    return [found[k] for k in np.linspace(0, len(found) - 1, n).round().astype(int)]
-
-
 def _keep_config(config: DistillConfig, directory: Path) -> None:
     """Write distill.yaml as understood. Raises ConfigError where the folder holds another distillation."""
     path = directory / CONFIG
@@ -256,21 +245,3 @@ def _keep_config(config: DistillConfig, directory: Path) -> None:
                 f"{', '.join(sorted(_FREE))} may change). Use another folder for another distillation."
             )
     atomic_write(path, dump_yaml(config).encode())
-
-
-@contextmanager
-def _interrupt_on_sigterm() -> Iterator[None]:
-    """SIGTERM does what Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    try:
-        before = signal.signal(signal.SIGTERM, interrupt)
-    except ValueError:  # not in the main thread
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

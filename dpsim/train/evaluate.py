@@ -14,6 +14,7 @@ import torch
 from dpsim.calculators.base import Calculator, calculator_of
 from dpsim.data.frame import Batch, Frame, Prediction
 from dpsim.data.sampler import EdgeCache
+from dpsim.data.subset import evenly_spread
 from dpsim.data.system import System
 from dpsim.models.energy_model import EnergyModel
 from dpsim.models.potential import Potential
@@ -31,10 +32,7 @@ def all_frames(systems: Sequence[System]) -> list[Pick]:
 
 def spread_frames(systems: Sequence[System], n: int) -> list[Pick]:
     """At most n frames, evenly spread over all systems: always the same ones."""
-    picks = all_frames(systems)
-    if n >= len(picks):
-        return picks
-    return [picks[k] for k in np.linspace(0, len(picks) - 1, n).round().astype(int)]
+    return evenly_spread(all_frames(systems), n)
 
 
 def batches(

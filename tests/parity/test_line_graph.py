@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
+from kernel_errors import error
 from torch import Tensor
 
 from dpsim.kernels import line_graph, native
@@ -44,20 +45,6 @@ def everything(function: Callable[..., tuple[Tensor, Tensor | None]], inputs: In
     loss = energy.pow(2) * 1e-4 + sum((x.pow(2) + x.cos()).sum() for x in bars)
     grads = torch.autograd.grad(loss, arrays, allow_unused=True, materialize_grads=True)
     return [x.detach() for x in (*values, *bars, *grads) if x.numel()]
-
-
-def error(values: list[Tensor], exact: list[Tensor]) -> list[float]:
-    return [
-        float((v.double() - x).abs().max() / x.abs().max().clamp(min=1)) for v, x in zip(values, exact, strict=True)
-    ]
-
-
-@pytest.fixture
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3], indirect=True)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from kernel_errors import error
 from torch import Tensor
 
 from dpsim.kernels import native
@@ -47,12 +48,6 @@ def everything(function: Callable[..., Tensor], inputs: list[Tensor | None]) -> 
     second = torch.autograd.grad(loss, leaves, create_graph=True)
     third = torch.autograd.grad(sum(g.pow(2).sum() for g in second), leaves)
     return [y.detach() for y in (z, *first, *second, *third)]
-
-
-def error(values: list[Tensor], exact: list[Tensor]) -> list[float]:
-    return [
-        float((v.double() - x).abs().max() / x.abs().max().clamp(min=1)) for v, x in zip(values, exact, strict=True)
-    ]
 
 
 @pytest.mark.parametrize("isa", [1, 2, 3])

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
+from kernel_errors import error
 from torch import Tensor
 
 from dpsim.kernels import native
@@ -48,20 +49,6 @@ def everything(function: Callable[..., Tensor], inputs: Inputs, kind: Attention)
     loss = 0.1 * (r * r_bar).sum() + sum((x * t).sum() for x, t in zip(bars, tangents, strict=True))
     grads = torch.autograd.grad(loss, [*arrays, r_bar])
     return [x.detach() for x in (r, *bars, *grads)]
-
-
-def error(values: list[Tensor], exact: list[Tensor]) -> list[float]:
-    return [
-        float((v.double() - x).abs().max() / x.abs().max().clamp(min=1)) for v, x in zip(values, exact, strict=True)
-    ]
-
-
-@pytest.fixture
-def threads(request: pytest.FixtureRequest) -> Iterator[int]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("threads", [1, 3], indirect=True)
