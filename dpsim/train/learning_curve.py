@@ -1,9 +1,10 @@
 """`dpsim learning-curve`: how the error falls with the number of frames, from scratch and fine-tuned.
 
 Every run takes the same number of steps, whatever its frames: epochs x frames = steps x batch is one number for all
-points, so that a difference between them is one of data, not of training. Both kinds have the same architecture: that
-of the file. Their frames are the same ones, and those of a small size are among those of a larger one. The model with
-the lowest validation error is tested; validation frames are on top of the frames that are counted.
+points, so that a difference between them is one of data, not of training. (`scratch.steps` may grant random weights
+more: what is saved then is not training.) Both kinds have the same architecture: that of the file. Their frames are the
+same ones, and those of a small size are among those of a larger one. The model with the lowest validation error is
+tested; validation frames are on top of the frames that are counted.
 Each run is a unit of dpsim/workers.py: after a kill, the same command continues every run where it was.
 Source: Zhang et al., DPA-2, npj Comput. Mater. 10, 293 (2024), Fig. 3.
 """
@@ -55,12 +56,15 @@ class ScratchConfig(StrictModel):
     optimizer: OptimizerConfig | None = Field(None, description="default: that of `train`")
     schedule: ScheduleConfig | None = Field(None, description="default: that of `train`")
     ema: EmaConfig | None = Field(None, description="default: that of `train`")
+    steps: PositiveInt | None = Field(None, description="default: those of `train`")
 
 
 class CurveConfig(StrictModel):
     """What `dpsim learning-curve` reads."""
 
-    train: TrainConfig = Field(description="a run that fine-tunes: its `steps` are those of every run")
+    train: TrainConfig = Field(
+        description="a run that fine-tunes: its `steps` are those of every run but for `scratch.steps`"
+    )
     scratch: ScratchConfig = ScratchConfig()
     sizes: list[PositiveInt | Annotated[float, Field(gt=0, le=1)]] = Field(
         min_length=1, description="numbers of training frames; below or at 1.0: shares of all"
@@ -95,7 +99,8 @@ def learning_curve(config: CurveConfig, directory: str | Path, console: Console 
     base = complete(config.train, {})
     frames = _sizes(config, base)
     units = list(_units(config, base, frames, folder))
-    console.print(f"{len(units)} runs of {base.steps} steps, on {', '.join(map(str, frames))} frames", highlight=False)
+    steps = str(base.steps) if config.scratch.steps is None else f"{base.steps} ({config.scratch.steps} from scratch)"
+    console.print(f"{len(units)} runs of {steps} steps, on {', '.join(map(str, frames))} frames", highlight=False)
     points, failed = list[dict[str, Any]](), list[Outcome]()
     for outcome in run_units(train_and_test, units, config.workers):
         if outcome.failed:
