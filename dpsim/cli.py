@@ -389,28 +389,14 @@ def template(
 
 
 @app.command()
-def validate(file: Annotated[Path, typer.Argument(help="A protocol, a training file, or a distillation.")]) -> None:
+def validate(
+    file: Annotated[Path, typer.Argument(help="A protocol, a training file, a distillation, or another YAML file.")],
+) -> None:
     """Check everything that can be checked without simulating or training."""
-    from dpsim.config import load_yaml
-    from dpsim.protocols import registry
-    from dpsim.train.config import TrainConfig
-    from dpsim.train.finetune import complete
-    from dpsim.train.setup import open_data
+    from dpsim.filekinds import check_file
 
-    keys = _keys_of(file)
-    if {"teacher", "student"} <= keys:
-        from dpsim.distill.config import DistillConfig
-        from dpsim.distill.plan import check
-
-        check(load_yaml(file, DistillConfig))
-        typer.echo(f"{file}: a distillation, ready for `dpsim distill`")
-    elif keys & {"data", "tasks"} and "stages" not in keys:
-        config = load_yaml(file, TrainConfig)
-        open_data(complete(config, {}))
-        typer.echo(f"{file}: a training file, ready for `dpsim train`")
-    else:
-        registry.check(registry.load_protocol(file))
-        typer.echo(f"{file}: a protocol, ready for `dpsim run`")
+    kind = check_file(file)
+    typer.echo(f"{file}: {kind.name}, ready for `{kind.command}`")
 
 
 @app.command()
@@ -450,17 +436,6 @@ def _report(message: str, code: int) -> int:
     except OSError:
         console.print("(the traceback could not be written here; run in a folder you can write to)", style="dim")
     return code
-
-
-def _keys_of(file: Path) -> set[str]:
-    """The keys of a YAML file, which tell what it is; mistakes in it are for its own reader to report."""
-    import yaml
-
-    try:
-        keys = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return set()
-    return set(keys) if isinstance(keys, dict) else set()
 
 
 def _as_table(header: dict[str, Any]) -> Any:

@@ -6,6 +6,7 @@ A field of type `Time`, `Temperature`, ... takes text with a unit ("0.5 fs", "33
     Energy        eV        Mass          amu       Force         eV/A      Rate          1/fs
     Compressibility 1/bar   EnergyDrift   meV/atom/ps         EnergyPerAtom meV/atom
     Frequency     THz       Density       g/cm^3    Diffusivity   cm^2/s    Viscosity     mPa s
+    WallTime      us        Memory        GB
 
 Defaults are written in these units: `timestep: Time = 0.5` is 0.5 fs. Written out again they are text with a unit.
 """
@@ -120,6 +121,8 @@ Frequency = Annotated[float, Quantity("THz", "1 THz")]
 Density = Annotated[float, Quantity("g/cm^3", "0.997 g/cm^3")]
 Diffusivity = Annotated[float, Quantity("cm^2/s", "2.3e-5 cm^2/s")]
 Viscosity = Annotated[float, Quantity("mPa s", "0.89 mPa s")]
+WallTime = Annotated[float, Quantity("us", "5 us")]
+Memory = Annotated[float, Quantity("GB", "16 GB")]
 
 
 def _beside_the_file(path: Path, info: ValidationInfo) -> Path:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpsim.errors import DataError, MissingDependencyError
+from dpsim.files import atomic_write
 from dpsim.units import ASE_TIME_FS, factor
 
 if TYPE_CHECKING:
@@ -214,9 +215,7 @@ def write_topology(path: str | os.PathLike[str], symbols: list[str], positions: 
             f"HETATM{(k + 1) % 100000:5d} {name} SYS A   1    {x:8.3f}{y:8.3f}{z:8.3f}  1.00  0.00          "
             f"{symbol.upper():>2s}  "
         )
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text("\n".join([*lines, "END", ""]))
-    os.replace(temporary, path)
+    atomic_write(path, "\n".join([*lines, "END", ""]).encode())
     return path
 
 

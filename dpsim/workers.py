@@ -110,13 +110,14 @@ class Outcome:
 
 
 def run_units(
-    function: Callable[..., Any], units: Sequence[Unit], workers: WorkersConfig | None = None
+    function: Callable[..., Any], units: Sequence[Unit], workers: WorkersConfig | None = None, apart: bool = False
 ) -> Iterator[Outcome]:
     """Yield the outcome of every unit as it comes: first those finished before, then the others in any order.
 
     Leaving the loop early, or Ctrl-C, ends what is running.
 
-    Args: function: of a module, called as function(folder, **arguments); what it returns JSON can hold.
+    Args: function: of a module, called as function(folder, **arguments); what it returns JSON can hold. apart: those
+        that run one after another have processes of their own too, so that memory and threads are theirs alone.
     Raises: ConfigError for units that are not distinct, or a folder that holds another unit's result;
         MissingDependencyError without Dask.
     """
@@ -136,7 +137,7 @@ def run_units(
         yield from _in_parallel(left, workers)
     else:
         for unit in left:
-            yield _outcome(unit, _perform(unit.folder))
+            yield _outcome(unit, **_attend(*_call(unit, workers))) if apart else _outcome(unit, _perform(unit.folder))
 
 
 # In the process that hands out the work
@@ -149,9 +150,7 @@ def _in_parallel(units: Sequence[Unit], workers: WorkersConfig) -> Iterator[Outc
     with _client(workers, len(units), logs) as client:
         import distributed
 
-        path = [p or os.getcwd() for p in sys.path]
-        rest = (workers.threads, workers.retries, os.getcwd(), path)
-        futures = {client.submit(_attend, str(u.folder.absolute()), *rest, key=u.key, pure=False): u for u in units}
+        futures = {client.submit(_attend, *_call(unit, workers), key=unit.key, pure=False): unit for unit in units}
         idle = 0
         while futures:
             try:
@@ -166,6 +165,12 @@ def _in_parallel(units: Sequence[Unit], workers: WorkersConfig) -> Iterator[Outc
                 continue
             for future in done:
                 yield _outcome_of(future, futures.pop(future), workers.retries)
+
+
+def _call(unit: Unit, workers: WorkersConfig) -> tuple[str, int, int, str, list[str]]:
+    """The arguments of `_attend`."""
+    path = [p or os.getcwd() for p in sys.path]
+    return str(unit.folder.absolute()), workers.threads, workers.retries, os.getcwd(), path
 
 
 def _outcome_of(future: Any, unit: Unit, retries: int) -> Outcome:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dpsim.engines.observer import Observer
-from dpsim.errors import ConfigError
+from dpsim.errors import ConfigError, SimulationError
 from dpsim.units import BOLTZMANN_EV_PER_K
 
 Array = NDArray[np.float64]
@@ -137,6 +137,14 @@ class StageResult:
     ended_early: str | None = None
 
 
+class StageFailed(SimulationError):
+    """A stage that had to stop after `step`; frame: the file with the structure that failed."""
+
+    def __init__(self, message: str, step: int, frame: Path):
+        super().__init__(message)
+        self.step, self.frame = step, frame
+
+
 @dataclass(frozen=True)
 class RunControl:
     """What goes with a run but changes no number: who watches, who may stop it, and how often it is saved.
@@ -186,6 +194,9 @@ class Engine(ABC):
                 "three directions. Use nvt for molecules and slabs."
             )
 
+    def require_calculator(self, calculator: Any) -> None:  # noqa: B027  # most take any
+        """Raise ConfigError where this engine cannot take its forces from this calculator."""
+
     @abstractmethod
     def run_stage(
         self, state: State, calculator: Any, stage: StageSettings, directory: Path, control: RunControl
@@ -203,7 +214,7 @@ class Engine(ABC):
             StageResult.
 
         Raises:
-            SimulationError: NaN or an exploding temperature; names step and atom. The last checkpoint is kept.
+            StageFailed: NaN or an exploding temperature; names step and atom. The last checkpoint is kept.
             ConfigError: the directory holds a checkpoint of other settings.
         """
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import contextlib
 import io
 import math
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +54,10 @@ _OPEN_EDGE = 1e4  # bohr; of the cube that i-PI is handed where there is no cell
 _INPUT = """
 <simulation verbosity='quiet'>
   <prng><seed>{seed}</seed></prng>
-  <ffdirect name='dpsim'><pes>dummy</pes></ffdirect>
+  <ffdirect name='dpsim'><pes>dummy</pes><batch_size>{beads}</batch_size></ffdirect>
   <system>
-    <beads natoms='{n}' nbeads='1'>
-      <q shape='(1, {n3})'>{zeros}</q> <m shape='({n})'>{masses}</m> <names shape='({n})'>{names}</names>
+    <beads natoms='{n}' nbeads='{beads}'>
+      <q shape='({beads}, {n3})'>{zeros}</q> <m shape='({n})'>{masses}</m> <names shape='({n})'>{names}</names>
     </beads>
     <cell shape='(3, 3)'>[{edge!r}, 0, 0, 0, {edge!r}, 0, 0, 0, {edge!r}]</cell>
     <forces><force forcefield='dpsim'/></forces>
@@ -89,62 +90,72 @@ class IpiEngine(Engine):
         self.require(stage, state)
         if stage.kind == "minimise":
             return AseEngine().run_stage(state, calculator, stage, directory, control)
-        return _IpiRun(state, calculator, stage, directory, control).to_the_end()
+        return IpiRun(state, calculator, stage, directory, control).to_the_end()
 
 
-class _IpiRun(StageRun):
-    """One stage of dynamics under way."""
+class IpiRun(StageRun):
+    """One stage of dynamics under way. n_beads: of each atom; the state then holds bead after bead."""
+
+    n_beads = 1
+
+    @cached_property
+    def _forces(self) -> LastForces:
+        return LastForces(self.calculator, self.start)
 
     def prepare(self, saved: Checkpoint | None) -> None:
         start = self.start
-        self._forces = LastForces(self.calculator, start)
         self._edge = abs(float(np.linalg.det(start.cell))) ** (1.0 / 3.0) / BOHR if start.has_volume else _OPEN_EDGE
         self._cell = start.cell.copy()  # at `_edge`
         if saved is not None:
             self._edge = float(saved.integrator["edge"])
             self._cell = saved.integrator["start_cell"].copy()
         self._simulation = _quietly_bound(self._input())
-        self._simulation.fflist["dpsim"].driver = self._driver
+        self._simulation.fflist["dpsim"].driver = self.driver
         self._system = self._simulation.syslist[0]
         if saved is None:
-            self._system.beads.q = start.positions.reshape(1, -1) / BOHR
-            self._system.beads.p = start.momenta.reshape(1, -1) / _MOMENTUM
+            self._system.beads.q = start.positions.reshape(self.n_beads, -1) / BOHR
+            self._system.beads.p = start.momenta.reshape(self.n_beads, -1) / _MOMENTUM
         else:
             self._restore(saved)
 
     def _input(self) -> str:
         """The stage as an input of i-PI, in atomic units; positions and momenta come later."""
-        stage, start = self.stage, self.start
+        stage, start, n = self.stage, self.start, self.start.n_atoms // self.n_beads
         ensemble = dynamics = ""
         if stage.kind != "nve":
             assert stage.temperature_K is not None
-            assert stage.thermostat_damping_fs is not None
-            mode = "langevin" if stage.thermostat == "langevin" else "svr"
             ensemble = f"<temperature>{BOLTZMANN_EV_PER_K * stage.temperature_K / HARTREE!r}</temperature>"
-            dynamics = _thermostat(mode, stage.thermostat_damping_fs)
+            dynamics = self.thermostat()
         if stage.kind == "npt":
             assert stage.pressure_bar is not None
             assert stage.barostat_damping_fs is not None
             ensemble += f"<pressure>{stage.pressure_bar / EV_PER_A3_IN_BAR / _PRESSURE!r}</pressure>"
             damping = stage.barostat_damping_fs
-            barostat = f"<tau>{damping / _TIME_FS!r}</tau>{_thermostat('langevin', damping)}"
+            barostat = f"<tau>{damping / _TIME_FS!r}</tau>{thermostat_input('langevin', damping)}"
             dynamics += f"<barostat mode='isotropic'>{barostat}</barostat>"
         splitting = "baoab" if stage.thermostat == "langevin" else "obabo"
         timestep = f"<timestep>{stage.timestep_fs / _TIME_FS!r}</timestep>"
         return _INPUT.format(
             seed=int(self.random.integers(2**31)),
-            n=start.n_atoms,
-            n3=3 * start.n_atoms,
+            beads=self.n_beads,
+            n=n,
+            n3=3 * n,
             zeros=_listed(np.zeros(3 * start.n_atoms)),
-            masses=_listed(start.masses / _MASS),
-            names=_listed(["X"] * start.n_atoms),
+            masses=_listed(start.masses[:n] / _MASS),
+            names=_listed(["X"] * n),
             edge=self._edge,
             ensemble=ensemble,
             fixcom=stage.removes_drift and start.n_atoms > 1,
             dynamics=f"<dynamics mode='{stage.kind}' splitting='{splitting}'>{timestep}{dynamics}</dynamics>",
         )
 
-    def _driver(self, cell: Array, positions: Array) -> tuple[float, Array, Array, str]:
+    def thermostat(self) -> str:
+        """The thermostat in i-PI's input."""
+        assert self.stage.thermostat_damping_fs is not None
+        mode = "langevin" if self.stage.thermostat == "langevin" else "svr"
+        return thermostat_input(mode, self.stage.thermostat_damping_fs)
+
+    def driver(self, cell: Array, positions: Array) -> tuple[float, Array, Array, str]:
         """What i-PI calls for energy, forces and virial in its units."""
         found = self._forces.at(positions * BOHR, self._cell * (float(cell[0, 0]) / self._edge))
         virial = np.nan_to_num(found.virial) / HARTREE  # NaN where there is none: then nothing asks for it
@@ -190,21 +201,35 @@ class _IpiRun(StageRun):
             "q": np.array(dstrip(system.beads.q)),
             "p": np.array(dstrip(system.beads.p)),
             "h": np.array(dstrip(system.cell.h)),
-            "heat": np.array([system.ensemble.eens, dynamics.thermostat.ethermo, dynamics.barostat.thermostat.ethermo]),
+            "heat": np.array([system.ensemble.eens, *(bath.ethermo for bath in self.baths())]),
             "random_key": np.array(random["key"]),
             "random_position": np.array(random["pos"]),
         }
         if self.stage.kind == "npt":
             arrays["barostat"] = np.array(dstrip(dynamics.barostat.p))
-        return Memory(integrator=arrays | self._evaluated().arrays(), calculator=self.calculator_memory())
+        return Memory(integrator=arrays | self.last_forces(), calculator=self.calculator_memory())
+
+    def baths(self) -> list[Any]:
+        """i-PI's thermostats that count heat."""
+        dynamics = self._system.motion
+        return [dynamics.thermostat, dynamics.barostat.thermostat]
+
+    def last_forces(self) -> dict[str, NDArray[Any]]:
+        """What was evaluated last, for a restart point."""
+        return self._evaluated().arrays()
+
+    def recall_forces(self, arrays: dict[str, NDArray[Any]]) -> None:
+        """Take it from there."""
+        self._forces.last = Evaluated.from_arrays(arrays)
 
     def _restore(self, saved: Checkpoint) -> None:
         arrays, system = saved.integrator, self._system
         dynamics = system.motion
-        self._forces.last = Evaluated.from_arrays(arrays)
+        self.recall_forces(arrays)
         system.beads.q, system.beads.p, system.cell.h = arrays["q"], arrays["p"], arrays["h"]
-        heat = (float(x) for x in arrays["heat"])
-        system.ensemble.eens, dynamics.thermostat.ethermo, dynamics.barostat.thermostat.ethermo = heat
+        system.ensemble.eens = float(arrays["heat"][0])
+        for bath, heat in zip(self.baths(), arrays["heat"][1:], strict=True):
+            bath.ethermo = float(heat)
         if "barostat" in arrays:
             dynamics.barostat.p = arrays["barostat"]
         state = {"key": arrays["random_key"], "pos": int(arrays["random_position"])}
@@ -217,8 +242,9 @@ def _quietly_bound(text: str) -> Simulation:
         return Simulation.load_from_xml(text, read_only=True)
 
 
-def _thermostat(mode: str, damping_fs: float) -> str:
-    return f"<thermostat mode='{mode}'><tau>{damping_fs / _TIME_FS!r}</tau></thermostat>"
+def thermostat_input(mode: str, damping_fs: float, more: str = "") -> str:
+    """A thermostat in i-PI's input."""
+    return f"<thermostat mode='{mode}'><tau>{damping_fs / _TIME_FS!r}</tau>{more}</thermostat>"
 
 
 def _listed(values: Any) -> str:

@@ -8,7 +8,8 @@
 | nvt, langevin | fix gle with a 1 x 1 matrix: velocity Verlet between two half steps of noise (OBABO) | likewise |
 | npt | fix npt: Martyna-Tobias-Klein, Nose-Hoover chains | likewise |
 
-A student (`dpsim compress`) is evaluated by `pair_style dpsim`, any other model by a callback. Both run serially.
+A student (`dpsim compress`) is evaluated by `pair_style dpsim`, on one or several MPI ranks (lammps_ranks.py), any
+other model by a callback, serially.
 
 LAMMPS keeps more from step to step than it can save: neighbour lists, the order of atoms, generators of random
 numbers. So a stage is cut into segments, every `segment` steps, at which LAMMPS forgets: it sets up anew, and noise is
@@ -29,10 +30,11 @@ from dpsim.calculators.lammps_pair import plugin
 from dpsim.engines.ase_engine import AseEngine, state_from_atoms
 from dpsim.engines.base import Array, Engine, RunControl, StageResult, StageSettings, State, generator
 from dpsim.engines.lammps_library import Lammps, Snapshot
+from dpsim.engines.lammps_ranks import open_lammps, require_mpi
 from dpsim.engines.last_forces import Evaluated, LastForces
 from dpsim.engines.output import Checkpoint
 from dpsim.engines.stage_run import Memory, StageRun
-from dpsim.errors import MissingDependencyError
+from dpsim.errors import ConfigError, MissingDependencyError
 from dpsim.models.checkpoint import model_bytes
 from dpsim.models.student import Student
 from dpsim.units import BOLTZMANN_EV_PER_K
@@ -57,17 +59,29 @@ class LammpsEngine(Engine):
     name = "lammps"
     kinds = frozenset(("minimise", "nve", "nvt", "npt"))
 
-    def __init__(self) -> None:
+    def __init__(self, ranks: int = 1) -> None:
         plugin()  # before anything runs: whether LAMMPS and a compiler are here
+        if ranks > 1:
+            require_mpi()
+        self.ranks = ranks
+
+    def require_calculator(self, calculator: Any) -> None:
+        """As documented in Engine."""
+        if self.ranks > 1 and student_of(calculator) is None:
+            raise ConfigError(
+                f"`ranks` is {self.ranks}, but the model is no student on the CPU; expected one, which every rank "
+                "evaluates by pair_style dpsim. Make one with `dpsim compress`, or leave `ranks` out."
+            )
 
     def run_stage(
         self, state: State, calculator: Any, stage: StageSettings, directory: Path, control: RunControl
     ) -> StageResult:
         """As documented in Engine."""
         self.require(stage, state)
+        self.require_calculator(calculator)
         if stage.kind == "minimise":
             return self._minimise(state, calculator, stage, directory, control)
-        return _LammpsRun(state, calculator, stage, directory, control).to_the_end()
+        return _LammpsRun(state, calculator, stage, directory, control, self.ranks).to_the_end()
 
     def _minimise(
         self, state: State, calculator: Any, stage: StageSettings, directory: Path, control: RunControl
@@ -75,7 +89,7 @@ class LammpsEngine(Engine):
         student = student_of(calculator)
         if student is None:
             return AseEngine().run_stage(state, calculator, stage, directory, control)
-        lammps = LammpsCalculator(student)
+        lammps = LammpsCalculator(student, self.ranks)
         try:
             return AseEngine().run_stage(state, lammps, stage, directory, control)
         finally:
@@ -89,10 +103,10 @@ def student_of(calculator: Any) -> Student | None:
     return model if isinstance(model, Student) and on_cpu else None
 
 
-def use_student(lammps: Lammps, student: Student) -> None:
-    """Forces by the pair style, with torch's number of threads."""
+def use_student(lammps: Lammps, student: Student, ranks: int = 1) -> None:
+    """Forces by the pair style, with torch's number of threads, which the ranks share."""
     elements = [chemical_symbols[z] for z in lammps.numbers_of_types]
-    lammps.use_student(model_bytes(student), elements, torch.get_num_threads())
+    lammps.use_student(model_bytes(student), elements, max(1, torch.get_num_threads() // ranks))
 
 
 class _LammpsRun(StageRun):
@@ -104,16 +118,23 @@ class _LammpsRun(StageRun):
     lammps: Lammps
     snapshot: Snapshot
 
+    def __init__(
+        self, state: State, calculator: Any, stage: StageSettings, directory: Path, control: RunControl, ranks: int
+    ):
+        self.ranks = ranks
+        super().__init__(state, calculator, stage, directory, control)
+
     def prepare(self, saved: Checkpoint | None) -> None:
         student = student_of(self.calculator)
         self.segment = 1 if student is None else STUDENT_SEGMENT
         self.snapshot = {} if saved is None else saved.integrator
         self.heat = float(self.snapshot.get("heat", 0.0)) if self.stage.kind == "nvt" else 0.0
-        self.lammps = Lammps(self.start, self.stage.cell_change == "triclinic", self.snapshot or None)
+        triclinic = self.stage.cell_change == "triclinic"
+        self.lammps = open_lammps(self.ranks, self.start, triclinic, self.snapshot or None)
         self.opened.callback(self.lammps.close)
         self.callback = None if student else _Callback(self.calculator, self.start, self.lammps, self.snapshot)
         if student is not None:
-            use_student(self.lammps, student)
+            use_student(self.lammps, student, self.ranks)
         self._make_integrator()
         if saved is None:
             self.lammps.run(0, begin=True)
@@ -264,9 +285,9 @@ class LammpsCalculator(AseCalculator):
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]
 
-    def __init__(self, student: Student):
+    def __init__(self, student: Student, ranks: int = 1):
         super().__init__()
-        self._student = student
+        self._student, self._ranks = student, ranks
         self._lammps: Lammps | None = None
 
     def calculate(
@@ -280,8 +301,8 @@ class LammpsCalculator(AseCalculator):
         assert self.atoms is not None
         if self._lammps is None or set(system_changes) - {"positions"}:
             self.close()
-            self._lammps = Lammps(state_from_atoms(self.atoms), triclinic=False, keep_order=True)
-            use_student(self._lammps, self._student)
+            self._lammps = open_lammps(self._ranks, state_from_atoms(self.atoms), triclinic=False, keep_order=True)
+            use_student(self._lammps, self._student, self._ranks)
         lammps = self._lammps
         lammps.place(self.atoms.positions)
         lammps.run(0, begin=True)

@@ -28,7 +28,7 @@ _ORDER = np.array([[0, 3, 4], [3, 1, 5], [4, 5, 2]])  # of LAMMPS's xx yy zz xy 
 
 
 class Lammps:
-    """A LAMMPS instance holding the atoms of a State; serial.
+    """A LAMMPS instance holding the atoms of a State; serial (lammps_ranks.py: with MPI).
 
     Args: state: positions, momenta and cell to begin with; triclinic: whether the cell may shear; snapshot: instead
     of positions, momenta and cell, exactly what `snapshot` returned of an instance with the same atoms; keep_order:
@@ -83,6 +83,7 @@ class Lammps:
         sheared = triclinic or bool(tilt.any())
         shape = f"prism {bounds} {' '.join(map(_text, tilt))}" if sheared else f"block {bounds}"
         for line in (
+            *([f"processors {' '.join(map(str, begin['ranks']))}"] if "ranks" in begin else []),
             f"boundary {boundary}",
             "box tilt large",
             f"region cell {shape} units box",
@@ -92,14 +93,20 @@ class Lammps:
             "neigh_modify every 1 delay 0 check yes",
         ):
             self.command(line)
+        self._types = types.reshape(-1) + 1
+        self._give_atoms(begin)
+
+    def _give_atoms(self, begin: Snapshot) -> None:
+        """The atoms of a snapshot, in its order."""
         order = begin["tags"]
-        kind = types.reshape(-1)[order - 1] + 1
+        kind = self._types[order - 1]
         x = begin["x"].ravel().tolist()
         created = self.lmp.create_atoms(self.n, order.tolist(), kind.tolist(), x, shrinkexceed=True)
         if created != self.n:
             raise SimulationError(f"LAMMPS took {created} of {self.n} atoms; expected all. Check cell and positions.")
-        self._array("x")[:] = begin["x"]
-        self._array("v")[:] = begin["v"]
+        where = np.argsort(order)[self._array("id") - 1]
+        self._array("x")[:] = begin["x"][where]
+        self._array("v")[:] = begin["v"][where]
         self._array("image")[:] = self._zero_image()
 
     # ---- forces ----------------------------------------------------------------------------------------------------
@@ -230,15 +237,17 @@ class Lammps:
         self._array("image")[:] = self._zero_image()
         low, high, xy, yz, xz, *_ = self.lmp.extract_box()
         return {
-            "tags": self._array("id").copy(),
-            "x": self._array("x").copy(),
-            "v": self._array("v").copy(),
+            **self._atoms(),
             "images": self._images.copy(),
             "low": np.array(low),
             "high": np.array(high),
             "tilt": np.array([xy, xz, yz]),
             "rotation": self.rotation,
         }
+
+    def _atoms(self) -> Snapshot:
+        """Numbers, positions and velocities of the atoms, in LAMMPS's order."""
+        return {"tags": self._array("id").copy(), "x": self._array("x").copy(), "v": self._array("v").copy()}
 
     def place(self, positions: Array) -> None:
         """Put the atoms at (n, 3) A, in the frame of the state."""
@@ -253,8 +262,10 @@ class Lammps:
         return np.array([[x, 0.0, 0.0], [xy, y, 0.0], [xz, yz, z]])
 
     def _array(self, name: str) -> NDArray[Any]:
-        """LAMMPS's own memory of a property of the atoms, in LAMMPS's order."""
-        array: NDArray[Any] = self.lmp.numpy.extract_atom(name, nelem=self.n)
+        """LAMMPS's own memory of a property of the atoms, in its order. Raises SimulationError after a failed run."""
+        if not self._whole:
+            raise SimulationError("LAMMPS's run failed, and it may have lost atoms: they cannot be read.")
+        array: NDArray[Any] = self.lmp.numpy.extract_atom(name, nelem=self.lmp.extract_setting("nlocal"))
         return array
 
     def _order(self) -> NDArray[np.int64]:
@@ -264,6 +275,7 @@ class Lammps:
         return where
 
     def _by_tag(self, name: str) -> Array:
+        """A property of the atoms, in the order of the state."""
         return np.asarray(self._array(name))[self._order()]
 
     def _zero_image(self) -> int:
@@ -271,7 +283,7 @@ class Lammps:
 
     def _decoded_images(self) -> NDArray[np.int64]:
         """(n, 3): how many cells each atom has left behind since the images were last moved."""
-        packed = self._array("image").astype(np.int64)[self._order()]
+        packed = self._by_tag("image").astype(np.int64)
         bits = 10 if self._array("image").dtype.itemsize == 4 else 21
         mask, half = (1 << bits) - 1, 1 << (bits - 1)
         return np.stack([(packed & mask) - half, ((packed >> bits) & mask) - half, (packed >> 2 * bits) - half], axis=1)

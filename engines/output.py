@@ -6,6 +6,7 @@ Continuing cuts them to these lengths, so no row or frame is repeated or lost wh
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import zipfile
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from dpsim.engines.base import Array, RunControl, StageSettings, State
 from dpsim.engines.observer import Record
 from dpsim.errors import ConfigError, DataError
+from dpsim.files import atomic_write
 from dpsim.trajectory import TrajectoryWriter, open_truncated, write_topology
 
 THERMO_COLUMNS = (
@@ -89,15 +91,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     }
     for name in ("numbers", "masses", "positions", "momenta", "cell", "pbc"):
         arrays[name] = getattr(state, name)
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        np.savez(file, meta=np.array(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    content = io.BytesIO()
+    np.savez(content, meta=np.array(json.dumps(meta)), **arrays)  # type: ignore[arg-type]
+    atomic_write(path, content.getvalue())
 
 
 def load_checkpoint(path: Path) -> Checkpoint | None:

@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import Literal
 
 from dpsim.engines.base import Engine
+from dpsim.errors import ConfigError
 
 EngineName = Literal["ase", "lammps", "openmm", "ipi"]
 _CLASSES: dict[EngineName, str] = {
@@ -16,7 +17,13 @@ _CLASSES: dict[EngineName, str] = {
 }
 
 
-def make_engine(name: EngineName) -> Engine:
-    """The engine of this name; its package is imported now. Raises MissingDependencyError naming what to install."""
-    engine: Engine = getattr(import_module(f"dpsim.engines.{name}_engine"), _CLASSES[name])()
+def make_engine(name: EngineName, ranks: int = 1) -> Engine:
+    """The engine of this name; its package is imported now. Raises MissingDependencyError naming what to install.
+
+    ranks: MPI ranks of LAMMPS. Raises ConfigError for more than one of any other engine.
+    """
+    if ranks > 1 and name != "lammps":
+        raise ConfigError(f"`ranks` is {ranks} with the engine {name}; expected 1, or `engine: lammps`. Leave it out.")
+    made = getattr(import_module(f"dpsim.engines.{name}_engine"), _CLASSES[name])
+    engine: Engine = made(ranks) if name == "lammps" else made()
     return engine

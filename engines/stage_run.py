@@ -20,6 +20,7 @@ from dpsim.engines.base import (
     Progress,
     Remembers,
     RunControl,
+    StageFailed,
     StageResult,
     StageSettings,
     State,
@@ -85,7 +86,7 @@ class StageRun(ABC):
             self.finished = True  # by an observer, or converged before its last step
         self.wall_before = 0.0 if saved is None else saved.wall_seconds
         self.started = time.monotonic()
-        self.output = StageOutput(directory, [chemical_symbols[z] for z in start.numbers], start, saved)
+        self.output = self.open_output(saved)
         self.opened = ExitStack()  # closed at the end; `prepare` may add to it
         self.opened.callback(self.output.close)
         if self.finished:
@@ -141,6 +142,16 @@ class StageRun(ABC):
     @abstractmethod
     def memory(self) -> Memory:
         """What a checkpoint of this moment must hold besides the state."""
+
+    # ---- what an engine of more than one copy of the atoms has in another way ----------------------------------------
+
+    def open_output(self, saved: Checkpoint | None) -> StageOutput:
+        """The stage's files, for the atoms of `start`."""
+        return StageOutput(self.directory, [chemical_symbols[z] for z in self.start.numbers], self.start, saved)
+
+    def write_frame(self) -> None:
+        """The present step in the trajectory."""
+        self.output.frame(self.step, self._time_ps(), self.state(), self.forces())
 
     # ---- what all engines share ------------------------------------------------------------------------------------
 
@@ -233,7 +244,7 @@ class StageRun(ABC):
         if self.step % stage.thermo_every == 0 or last:
             self.output.row(self.step, self._time_ps(), *self._thermo())
         if self.step % stage.trajectory_every == 0 or last:
-            self.output.frame(self.step, self._time_ps(), self.state(), self.forces())
+            self.write_frame()
 
     def _thermo(self) -> tuple[float, ...]:
         """The columns of thermo.csv after step and time: P = 2 K / 3 V + tr(virial) / 3 V."""
@@ -328,8 +339,10 @@ class _naming_the_step:
         with suppress(SimulationError):  # an engine may need forces to tell them
             failed.set_momenta(run.momenta())
         write(path, failed)
-        raise SimulationError(
+        raise StageFailed(
             f"stage {run.control.name} failed after step {run.step} of {run.stage.n_steps}: {error} "
             f"The structure is in {path}, the frames before it in the trajectory; the last checkpoint, of step "
-            f"{run.saved_step}, is kept."
+            f"{run.saved_step}, is kept.",
+            run.step,
+            path,
         ) from error

@@ -121,6 +121,12 @@ class AdfAnalysis(Sampling):
         return self
 
 
+class AveragesAnalysis(Sampling):
+    """Mean temperature, potential energy and pressure."""
+
+    type: Literal["averages"]
+
+
 class DensityAnalysis(Sampling):
     """The mean density at constant pressure."""
 
@@ -160,6 +166,6 @@ class VdosAnalysis(Sampling):
 
 
 Analysis = Annotated[
-    NveCheck | RdfAnalysis | AdfAnalysis | DensityAnalysis | DiffusionAnalysis | VdosAnalysis,
+    NveCheck | RdfAnalysis | AdfAnalysis | AveragesAnalysis | DensityAnalysis | DiffusionAnalysis | VdosAnalysis,
     Field(discriminator="type"),
 ]

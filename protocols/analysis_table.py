@@ -16,6 +16,7 @@ _RUN = {
     "nve_check": "nve:run_nve_check",
     "rdf": "rdf:run_rdf",
     "adf": "adf:run_adf",
+    "averages": "averages:run_averages",
     "density": "density:run_density",
     "diffusion": "diffusion_stage:run_diffusion",
     "vdos": "vdos:run_vdos",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from dpsim.analysis.report import Curve, Result, Section
-from dpsim.engines.base import Engine, RunControl, StageResult, StageSettings
+from dpsim.engines.base import Engine, RunControl, StageFailed, StageResult, StageSettings
 from dpsim.engines.output import THERMO, TOPOLOGY, TRAJECTORY
 from dpsim.protocols.schema import Protocol, ProtocolHead
 
@@ -19,13 +19,18 @@ CalculatorFor = Callable[[ProtocolHead, Precision | None], Any]
 
 @dataclass(frozen=True)
 class StageRecord:
-    """A finished stage; or one that failed with `error`, whose result is that of its last checkpoint."""
+    """A finished stage; or one that failed, whose result is that of its last checkpoint."""
 
     name: str
     directory: Path
     settings: StageSettings
     result: StageResult
-    error: str | None = None
+    failure: StageFailed | None = None
+
+    @property
+    def error(self) -> str | None:
+        """What a stage that failed said."""
+        return None if self.failure is None else str(self.failure)
 
     @property
     def thermo(self) -> Path:

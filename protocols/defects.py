@@ -24,7 +24,7 @@ from dpsim.analysis.report import Figure, Result, Section, Table
 from dpsim.config import Energy, StrictModel
 from dpsim.errors import ConfigError
 from dpsim.protocols.context import AnalysisOutput
-from dpsim.protocols.static import Part, Relaxed, Static, Statics, result, structures_section
+from dpsim.protocols.static import Part, Relaxed, Static, Statics, atoms_section, result, structures_section
 from dpsim.protocols.symmetry import crystal_symmetry
 
 if TYPE_CHECKING:
@@ -120,11 +120,19 @@ class DefectsProtocol(Static):
             for one in series
             for n, u, e, f in zip(one.n_atoms, one.unrelaxed, one.relaxed, one.moved, strict=True)
         ]
+        views = [
+            section
+            for one in series
+            for section in atoms_section(
+                f"Atoms, {one.defect.label}", one.largest, f"In {one.n_atoms[-1]} atoms, before and after relaxation."
+            )
+        ]
         header = ("defect", "atoms", "unrelaxed (eV)", "relaxed (eV)", "largest displacement (A)")
         caption = "Formation energy against the inverse size of the supercell, and the line through the points."
         output.sections.extend(
             [
                 Section("Formation energies", figures=[Figure(path, caption)], table=Table(header, rows)),
+                *views,
                 structures_section(),
             ]
         )
@@ -149,7 +157,7 @@ class DefectsProtocol(Static):
             relaxed.append(final.energy - change)
             shift = final.atoms.get_scaled_positions(wrap=False) - start.get_scaled_positions(wrap=False)
             moved.append(float(np.linalg.norm((shift - np.round(shift)) @ start.cell.array, axis=1).max()))
-        return Series(defect, n_atoms, unrelaxed, relaxed, moved)
+        return Series(defect, n_atoms, unrelaxed, relaxed, moved, {"unrelaxed": start, "relaxed": final.atoms})
 
     def _numbers(self, one: Series) -> list[Result]:
         name, label = f"{one.defect.kind}.{one.defect.name}", one.defect.label
@@ -221,13 +229,17 @@ class Defect:
 
 @dataclass(frozen=True)
 class Series:
-    """A defect in growing supercells: atoms, formation energies before and after relaxation, largest displacement."""
+    """A defect in growing supercells: atoms, formation energies before and after relaxation, largest displacement.
+
+    largest: the structure in the largest one, before and after.
+    """
 
     defect: Defect
     n_atoms: list[int]
     unrelaxed: list[float]
     relaxed: list[float]
     moved: list[float]
+    largest: dict[str, Atoms]
 
     @property
     def extrapolated(self) -> float | None:

@@ -52,6 +52,8 @@ def deviation_output(context: RunContext) -> AnalysisOutput:
         if stage.settings.kind == "minimise" or not (stage.directory / DEVIATION).exists():
             continue
         found = read_deviation(stage.directory / DEVIATION)
+        if not len(found[_WORST]):  # the stage failed before
+            continue
         output.results.extend(_results(stage, found[_WORST], wanted))
         rows.append(_row(stage, found[_WORST], wanted))
         if np.isfinite(found[_WORST]).sum() > 1:

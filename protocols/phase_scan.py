@@ -149,6 +149,9 @@ class PhaseScan(Sweep):
     tolerances: tuple[Annotated[Length, Field(gt=0.0)], ...] = Field(
         (0.05, 0.1, 0.2, 0.3), min_length=1, description="of the symmetry of the mean structure"
     )
+    mobile: tuple[str, ...] = Field(
+        (), description="elements that leave their sites, [Li]: the mean structure and its symmetry are without them"
+    )
     significance: float = Field(0.01, gt=0.0, lt=0.5, description="largest p value of a transition")
     references: tuple[ValueReference, ...] = Field((), description="values to be judged by")
     transitions: tuple[TransitionReference, ...] = Field((), description="transitions to be judged by")

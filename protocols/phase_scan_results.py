@@ -80,7 +80,7 @@ def measure(scan: PhaseScan, finished: Sequence[FinishedPoint]) -> tuple[list[Sc
         structure = scan.structure
         if at.branch != scan.branches[0] and scan.back_structure is not None:
             structure = scan.back_structure
-        found = phase_point(snapshots, orders, scan.cells, structure.repeat, scan.tolerances)
+        found = phase_point(snapshots, orders, scan.cells, structure.repeat, scan.tolerances, scan.mobile)
         points.append(ScanPoint(at, found))
         if not found.settled:
             warnings.append(f"{where}: it still changes in the second half of its time. Simulate it for longer.")
@@ -92,6 +92,12 @@ def measure(scan: PhaseScan, finished: Sequence[FinishedPoint]) -> tuple[list[Sc
 def order_parameters_of(scan: PhaseScan) -> dict[str, OrderParameter]:
     """The order parameters by name. Raises ConfigError for groups of atoms that the structure has not."""
     atoms = load_structure(scan.structure, scan.seed)
+    for element in scan.mobile:
+        _group(atoms, "mobile", element)
+    if set(atoms.symbols) <= set(scan.mobile):
+        raise ConfigError(
+            f"`mobile` is {list(scan.mobile)}: nothing is left; expected some of the elements. Shorten it."
+        )
     made: dict[str, OrderParameter] = {}
     for order in scan.order_parameters:
         if isinstance(order, OffCentring):

@@ -25,6 +25,7 @@ _WARM_UP = 2  # steps that are not
 _THERMO_ROW_BYTES = 160
 _CHECKPOINT_BYTES_PER_ATOM = 2 * 64  # start and restart: positions, momenta, masses, numbers
 _TEMPERATURE_K = 300.0
+_NEVER = 10**9
 
 
 @dataclass(frozen=True)
@@ -129,11 +130,21 @@ def measure(
     dynamics = [stage for stage in stages.values() if stage.kind != "minimise"]
     timestep = dynamics[0].timestep_fs if dynamics else 0.1
     temperature = (dynamics[0].temperature_K if dynamics else None) or _TEMPERATURE_K
-    never = 10**9
-    stage = StageSettings(
-        kind="nve", n_steps=never, timestep_fs=timestep, initial_temperature_K=temperature, trajectory_every=never,
-        thermo_every=never, max_temperature_K=1e9,
+    return time_steps(engine, state, calculator, to_be_timed(timestep, temperature), seconds)
+
+
+def to_be_timed(timestep_fs: float, temperature_K: float, n_steps: int = _NEVER) -> StageSettings:
+    """Dynamics that writes nothing and does not stop of itself."""
+    return StageSettings(
+        kind="nve", n_steps=n_steps, timestep_fs=timestep_fs, initial_temperature_K=temperature_K,
+        trajectory_every=_NEVER, thermo_every=_NEVER, max_temperature_K=1e9,
     )  # fmt: skip
+
+
+def time_steps(
+    engine: Engine, state: State, calculator: Any, stage: StageSettings, seconds: float = MEASURED_SECONDS
+) -> float | None:
+    """Likewise, of a stage `to_be_timed`."""
     clock = _Clock(seconds)
     try:
         with tempfile.TemporaryDirectory(prefix="dpsim-plan-") as folder:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -19,6 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from dpsim.engines.base import Progress
+from dpsim.files import atomic_write
 
 _PLAIN_SECONDS = 10.0
 _LOOK_SECONDS = 1.0  # between looks at runs in other processes
@@ -89,9 +89,7 @@ class ProgressFile(ProgressDisplay):
     def show(self, progress: Progress) -> None:
         if time.monotonic() - self._last < _LOOK_SECONDS:
             return
-        temporary = self.folder / f"{PROGRESS}.tmp"
-        temporary.write_text(json.dumps(asdict(progress)))
-        os.replace(temporary, self.folder / PROGRESS)
+        atomic_write(self.folder / PROGRESS, json.dumps(asdict(progress)).encode())
         self._last = time.monotonic()
 
 

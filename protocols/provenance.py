@@ -10,11 +10,16 @@ import sys
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from dpsim.errors import DpsimError
 from dpsim.protocols.context import RunContext
 from dpsim.protocols.schema import Protocol, ProtocolHead
+
+if TYPE_CHECKING:
+    from ase import Atoms
 
 _PACKAGES = ("torch", "ase", "numpy", "scipy", "MDAnalysis", "vesin")
 
@@ -39,6 +44,7 @@ def origin_of(protocol: ProtocolHead, speed: Mapping[str, str], random_streams: 
             "name": protocol.name,
             "seed": protocol.seed,
             "engine": protocol.engine,
+            **({"ranks": protocol.ranks} if protocol.ranks > 1 else {}),
             "precision": protocol.precision or "the model's own",
             **({"random_streams": list(random_streams)} if random_streams else {}),
         },
@@ -84,6 +90,14 @@ def model_file(name_or_path: str) -> dict[str, str] | None:
         return facts if head is None else {**facts, "head": head}
     except (DpsimError, OSError):
         return None
+
+
+def structure_hash(atoms: Atoms) -> str:
+    """SHA-256 of elements, positions, cell and periodicity."""
+    digest = hashlib.sha256()
+    for values in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc):
+        digest.update(np.ascontiguousarray(values).tobytes())
+    return digest.hexdigest()
 
 
 def student_of(name_or_path: str) -> dict[str, str]:

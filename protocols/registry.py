@@ -41,11 +41,14 @@ class Entry:
 PROTOCOLS: dict[str, Entry] = {
     MD: Entry("schema:Protocol", "runner"),
     "diffusion": Entry("diffusion:DiffusionProtocol", "sweep"),
+    "nve-scan": Entry("nve_scan:NveScan", "nve_scan"),
     "phase-scan": Entry("phase_scan:PhaseScan", "sweep"),
+    "scaling": Entry("scaling:ScalingProtocol", "scaling_run"),
     "eos": Entry("eos:EosProtocol", "static"),
     "elastic": Entry("elastic:ElasticProtocol", "static"),
     "defects": Entry("defects:DefectsProtocol", "static"),
     "surface": Entry("surface:SurfaceProtocol", "static"),
+    "pimd": Entry("pimd:PimdProtocol", "pimd"),
 }
 
 

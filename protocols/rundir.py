@@ -20,7 +20,10 @@ PROTOCOL, RESULTS = "protocol.yaml", "results.json"
 
 @dataclass(frozen=True)
 class RunOutcome:
-    """How a run ended. `stopped`: by request, everything saved; then there is no report yet and `verdict` is None."""
+    """How a run ended. `stopped`: by request, everything saved; then there is no report yet and `verdict` is None.
+
+    failure: of a stage that failed without an analysis that judges failures: what it said, when and where.
+    """
 
     directory: Path
     verdict: Verdict | None
@@ -28,6 +31,7 @@ class RunOutcome:
     results: Path | None
     stopped: bool
     message: str
+    failure: str = ""
 
 
 def stopped_outcome(directory: Path, say: Callable[[str], None]) -> RunOutcome:

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
+from dpsim.analysis.report import Result
 from dpsim.config import dump_yaml
-from dpsim.engines.base import Engine, Progress, RunControl, StageResult, StageSettings, State
+from dpsim.engines.base import Engine, Progress, RunControl, StageFailed, StageResult, StageSettings, State
 from dpsim.engines.output import RESTART, load_checkpoint, require_same_settings, stage_settings
-from dpsim.errors import ConfigError, DataError, SimulationError
+from dpsim.errors import ConfigError, DataError
 from dpsim.files import atomic_write
 from dpsim.protocols.analyses import Analysis, NveCheck
 from dpsim.protocols.analysis_table import check_analysis, run_analysis
@@ -74,7 +75,7 @@ def run_protocol(
         RunOutcome.
 
     Raises:
-        DpsimError: anything wrong with protocol, structure or model, before a step is made; SimulationError later.
+        DpsimError: anything wrong with protocol, structure or model, before a step is made.
     """
     checked = check_protocol(protocol, calculator_for)
     directory.mkdir(parents=True, exist_ok=True)
@@ -91,7 +92,7 @@ def run_protocol(
             identity=checked.identity,
         )
         try:
-            stages = _run_stages(checked, folders, control, shown)
+            stages = run_stages(checked, folders, control, shown)
             context = RunContext(
                 protocol, directory, checked.engine, checked.calculator, calculator_for, control, stages, shown.say
             )
@@ -113,7 +114,8 @@ def check_protocol(protocol: Protocol, calculator_for: CalculatorFor = default_c
     state = state_from_atoms(atoms)
     calculator = calculator_for(protocol, None)
     committee = make_committee(protocol)
-    engine = make_engine(protocol.engine)
+    engine = make_engine(protocol.engine, protocol.ranks)
+    engine.require_calculator(calculator)
     stages = dict(zip(protocol.stage_names(), (s.settings() for s in protocol.stages), strict=True))
     for name, stage in stages.items():
         try:
@@ -176,6 +178,7 @@ def _identity(protocol: Protocol, state: State) -> dict[str, Any]:
         "precision": protocol.precision,
         "model": ", ".join(map(_model_identity, protocol.models)),
         "structure": digest.hexdigest()[:16],
+        **({} if protocol.ranks == 1 else {"ranks": protocol.ranks}),
         **({} if protocol.fparam is None else {"fparam": list(protocol.fparam)}),
         **({} if watched is None else {"deviation": watched.model_dump(mode="json", exclude={"models"})}),
         **({} if watched is None else {"deviation_models": ", ".join(map(_model_identity, watched.models))}),
@@ -223,7 +226,7 @@ def require_continuable(checked: Checked, directory: Path) -> None:
             require_same_settings(folders[name], saved.settings, stage_settings(stage, control), saved.step)
 
 
-def _run_stages(
+def run_stages(
     checked: Checked, folders: Mapping[str, Path], control: RunControl, display: ProgressDisplay
 ) -> dict[str, StageRecord]:
     """Run every stage to its total. Raises Stopped after a request to stop."""
@@ -241,12 +244,11 @@ def _run_stages(
         )
         try:
             result = checked.engine.run_stage(state, checked.calculator, stage, folders[name], own)
-        except SimulationError as error:
-            if not _is_checked(checked, name):
-                raise
-            display.say(str(error))
-            records[name] = StageRecord(name, folders[name], stage, _last_result(folders[name]), str(error))
-            return records  # a failed NVE check is a result; what would follow is not simulated
+        except StageFailed as failure:
+            display.say(str(failure))
+            reached = _last_result(folders[name], StageResult(state, 0, False, 0.0, 0.0))
+            records[name] = StageRecord(name, folders[name], stage, reached, failure)
+            return records  # a failure is a result; what would follow is not simulated
         if not result.finished:
             raise Stopped
         records[name] = StageRecord(name, folders[name], stage, result)
@@ -262,16 +264,17 @@ def _of_the_run(monitor: Callable[[Progress], None], steps_left: int) -> Callabl
     return lambda p: monitor(replace(p, seconds_left=p.seconds_left + steps_left * p.seconds_per_step))
 
 
-def _is_checked(checked: Checked, name: str) -> bool:
-    """Whether an nve_check judges this stage."""
-    last = [n for n, stage in checked.stages.items() if stage.kind == "nve"][-1:]
-    checks = [a for a in checked.protocol.analyses if isinstance(a, NveCheck)]
-    return any(name in ([check.stage] if check.stage else last) for check in checks)
+def _judges(analysis: Analysis, protocol: Protocol, name: str) -> bool:
+    """Whether the analysis is the NVE check of this stage, which judges also one that failed."""
+    last = [n for n, stage in zip(protocol.stage_names(), protocol.stages, strict=True) if stage.type == "nve"][-1:]
+    return isinstance(analysis, NveCheck) and name in ([analysis.stage] if analysis.stage else last)
 
 
-def _last_result(folder: Path) -> StageResult:
-    """What the last checkpoint of a stage holds."""
+def _last_result(folder: Path, otherwise: StageResult | None = None) -> StageResult:
+    """What the last checkpoint of a stage holds; `otherwise` where there is none."""
     saved = load_checkpoint(folder / RESTART)
+    if saved is None and otherwise is not None:
+        return otherwise
     if saved is None:
         raise DataError(f"`{folder / RESTART}` is missing; expected the checkpoint of a stage. Run the protocol anew.")
     return StageResult(saved.state, saved.step, saved.finished, saved.wall_seconds, 0.0, saved.ended_early)
@@ -281,6 +284,10 @@ def _analyse(context: RunContext, should_stop: Callable[[], bool]) -> RunOutcome
     """Run the analyses, write results.json and report.html."""
     protocol, directory = context.protocol, context.directory
     total = AnalysisOutput()
+    broken = next((stage for stage in context.stages.values() if stage.failure), None)
+    judged = broken is not None and any(_judges(a, protocol, broken.name) for a in protocol.analyses)
+    if broken is not None and not judged:
+        total.results.append(failure_of(broken))
     for analysis in protocol.analyses:
         if should_stop():
             raise Stopped
@@ -302,7 +309,17 @@ def _analyse(context: RunContext, should_stop: Callable[[], bool]) -> RunOutcome
     total.results.extend(watched.results)
     total.sections.extend(watched.sections)
     total.sections.extend(run_sections(context))
-    return conclude_run(directory, protocol.name, total, provenance(context), run_facts(context), context.say)
+    outcome = conclude_run(directory, protocol.name, total, provenance(context), run_facts(context), context.say)
+    return outcome if judged or broken is None else replace(outcome, failure=str(broken.failure))
+
+
+def failure_of(stage: StageRecord) -> Result:
+    """A stage that failed: FAIL, with when and where."""
+    assert stage.failure is not None
+    label, expected = f"Stage {stage.name}: failed after", str(stage.settings.n_steps)
+    return Result(
+        f"{stage.name}.failure", label, stage.failure.step, None, "steps", expected, "FAIL", f"The {stage.failure}"
+    )
 
 
 def _failed_stage(analysis: Analysis, context: RunContext) -> str | None:
@@ -310,7 +327,7 @@ def _failed_stage(analysis: Analysis, context: RunContext) -> str | None:
     for stage in context.stages.values():
         if stage.result.ended_early:
             return f"stage {stage.name} was ended before its last step ({stage.result.ended_early})."
-    failed = next((stage for stage in context.stages.values() if stage.error), None)
-    if failed is None or (isinstance(analysis, NveCheck) and analysis.stage in (None, failed.name)):
+    failed = next((stage for stage in context.stages.values() if stage.failure), None)
+    if failed is None or _judges(analysis, context.protocol, failed.name):
         return None
     return f"stage {failed.name} failed."

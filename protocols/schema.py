@@ -91,6 +91,7 @@ class ProtocolHead(StrictModel):
     )
     structure: Structure
     engine: EngineName = Field("ase", description="the code that integrates the equations of motion")
+    ranks: PositiveInt = Field(1, description="MPI ranks of `engine: lammps`, which share the box of a student")
     precision: Literal["float32", "float64"] | None = Field(None, description="default: the model's own")
     device: str = Field("cpu", description='"cpu", "cuda", "cuda:1", ...')
     fparam: tuple[float, ...] | None = Field(None, description="parameters of the frame, for a model that takes them")
@@ -103,6 +104,14 @@ class ProtocolHead(StrictModel):
         """`a.dpsim, b.dpsim` is short for a list; a list of one is that one."""
         names = _names(value) if isinstance(value, str) else value
         return names[0] if isinstance(names, list | tuple) and len(names) == 1 else names
+
+    @model_validator(mode="after")
+    def _ranks_are_of_lammps(self) -> ProtocolHead:
+        if self.ranks > 1 and self.engine != "lammps":
+            raise ValueError(
+                f"`ranks` is {self.ranks} with `engine: {self.engine}`; expected 1, or `engine: lammps`. Leave it out."
+            )
+        return self
 
     @property
     def models(self) -> tuple[str, ...]:

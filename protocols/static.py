@@ -33,14 +33,14 @@ from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
 from dpsim.analysis.report import Result, Section, Verdict
-from dpsim.analysis.structure_view import MAX_ATOMS, view_of
+from dpsim.analysis.structure_view import MAX_ATOMS, StructureView
 from dpsim.config import Force, StrictModel, dump_yaml
 from dpsim.errors import ConfigError, DataError, MissingDependencyError, SimulationError
 from dpsim.files import atomic_write
 from dpsim.protocols.context import AnalysisOutput, CalculatorFor, Stopped
 from dpsim.protocols.plan import Plan, Step
 from dpsim.protocols.progress import ProgressDisplay
-from dpsim.protocols.provenance import model_file, origin_of
+from dpsim.protocols.provenance import model_file, origin_of, structure_hash
 from dpsim.protocols.rundir import PROTOCOL, RunOutcome, conclude_run, locked, stop_on_signals, stopped_outcome
 from dpsim.protocols.runner import default_calculator
 from dpsim.protocols.schema import ProtocolHead
@@ -178,6 +178,7 @@ class Statics:
     should_stop: Callable[[], bool] = lambda: False
     warnings: list[str] = field(default_factory=list)
     speed: dict[str, str] = field(default_factory=dict)
+    relaxed: dict[str, Relaxed] = field(default_factory=dict)
 
     def single(self, key: str, atoms: Atoms) -> Relaxed:
         """Energy, forces and stress of a structure as it is."""
@@ -196,12 +197,14 @@ class Statics:
         """
         asked = {"cell": cell, "force": self.config.force, "symmetry": self.config.symmetry and cell != "fixed",
                  "along": None if along is None else [float(x) for x in along]}  # fmt: skip
-        return self._kept(key, atoms, asked, lambda a: self._minimise(key, a, cell, along))
+        found = self._kept(key, atoms, asked, lambda a: self._minimise(key, a, cell, along))
+        self.relaxed[key] = found
+        return found
 
     def path(self, key: str, images: Sequence[Atoms], make: Callable[[list[Atoms]], int]) -> list[Relaxed]:
         """Images that `make` relaxes together; kept as the others."""
         keys = [f"{key}.{k}" for k in range(len(images))]
-        start = "".join(_digest(image) for image in images)
+        start = "".join(structure_hash(image) for image in images)
         asked = {"what": "path", "start": start, "force": self.config.force}
         found = [self._saved(k, self._hash(asked)) for k in keys]
         if all(one is not None for one in found):
@@ -214,7 +217,7 @@ class Statics:
 
     def _kept(self, key: str, atoms: Atoms, asked: Mapping[str, Any], make: Callable[[Atoms], int]) -> Relaxed:
         """What was computed before, or `make` it now."""
-        identity = self._hash({**asked, "start": _digest(atoms)})
+        identity = self._hash({**asked, "start": structure_hash(atoms)})
         saved = self._saved(key, identity)
         if saved is not None:
             return saved
@@ -353,8 +356,7 @@ def run_protocol(
         missing = sorted(set(config.reference) - {r.name for r in output.results})
         output.results.extend(_not_found(config, name) for name in missing)
         output.warnings.extend(statics.warnings)
-        if len(atoms) <= MAX_ATOMS:
-            output.sections.append(Section("Atoms", structure=view_of(atoms, "The structure of the file.")))
+        output.sections.extend(_before_and_after(statics))
         speed = statics.speed or {"all structures": "taken from the folder of the run"}
         facts = {"structure": atoms.get_chemical_formula(), "atoms": str(len(atoms)), "force": f"{config.force:g} eV/A"}
         return conclude_run(directory, config.name, output, origin_of(config, speed), facts, shown.say)
@@ -402,6 +404,28 @@ def structures_section() -> Section:
     return Section("Structures", f"Every structure, with its energy and forces: `{STRUCTURES}/*.extxyz`.")
 
 
+def atoms_section(title: str, frames: Mapping[str, Atoms], caption: str) -> list[Section]:
+    """Structures of the same atoms, by label, in three dimensions; the last is shown first. [] if too large."""
+    first = next(iter(frames.values()))
+    if len(first) > MAX_ATOMS:
+        return []
+    positions = np.array([atoms.positions for atoms in frames.values()])
+    cells = np.array([atoms.cell.array for atoms in frames.values()])
+    symbols = first.get_chemical_symbols()
+    labels = list(frames) if len(frames) > 1 else []
+    return [Section(title, structure=StructureView(symbols, positions, cells, labels=labels, caption=caption))]
+
+
+def _before_and_after(statics: Statics) -> list[Section]:
+    """The structure of the file, and what the first relaxation of the same atoms made of it."""
+    atoms = statics.atoms
+    same = (r.atoms for r in statics.relaxed.values() if np.array_equal(r.atoms.numbers, atoms.numbers))
+    relaxed = next(same, None)
+    if relaxed is None:
+        return atoms_section("Atoms", {"of the file": atoms}, "The structure of the file.")
+    return atoms_section("Atoms", {"of the file": atoms, "relaxed": relaxed}, "The structure of the file, and relaxed.")
+
+
 def _not_found(config: Static, name: str) -> Result:
     text = "The run has no such result; look at the names of the others."
     return Result(name, name, None, None, config.unit_of(name) or "", config.reference[name].value, "UNDECIDED", text)
@@ -424,13 +448,6 @@ def _number(text: str, unit: str) -> float:
         return float(text)
     except ValueError:
         raise ConfigError(f'"{text}" is no number; expected one, without a unit. Correct it.') from None
-
-
-def _digest(atoms: Atoms) -> str:
-    digest = hashlib.sha256()
-    for values in (atoms.numbers, atoms.positions, atoms.cell.array, atoms.pbc):
-        digest.update(np.ascontiguousarray(values).tobytes())
-    return digest.hexdigest()
 
 
 def _relaxed(kept: Mapping[str, Any]) -> Relaxed:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -10,6 +11,7 @@ from dpsim.analysis.convergence import MIN_SAMPLES, Convergence, convergence, pl
 from dpsim.analysis.report import Figure, Section, Table
 from dpsim.analysis.statistics import format_value, mean_with_error
 from dpsim.analysis.structure_view import MAX_ATOMS, StructureView, frames_to_show
+from dpsim.engines.base import Array, StageFailed
 from dpsim.engines.output import read_thermo
 from dpsim.protocols.context import RunContext, StageRecord
 from dpsim.protocols.provenance import hardware
@@ -61,15 +63,30 @@ def structure_section(stages: Mapping[str, StageRecord], of: str = "") -> Sectio
     frames = [read_frame(stage.trajectory, k) for k in frames_to_show(count, state.n_atoms)]
     cells = [frame.cell for frame in frames] or [state.cell]
     shown = f"{len(frames)} frames of stage {stage.name}" if frames else f"The end of stage {stage.name}"
+    positions = [frame.positions for frame in frames] or [state.positions]
+    labels = [f"{frame.time_ps:.4g} ps" for frame in frames]
+    if stage.failure is not None and (failed := _failed_frame(stage.failure)) is not None:
+        positions, cells = [*positions, failed[0]], [*cells, failed[1]]
+        labels = [*(labels or [""]), f"step {stage.failure.step}: failed"]
+        shown += ", and the one that failed"
     view = StructureView(
         symbols=_symbols(state.numbers),
-        positions=np.array([frame.positions for frame in frames] or [state.positions]),
+        positions=np.array(positions),
         cells=np.array(cells) if state.has_volume else None,
         pbc=(bool(state.pbc[0]), bool(state.pbc[1]), bool(state.pbc[2])),
-        labels=[f"{frame.time_ps:.4g} ps" for frame in frames],
+        labels=labels,
         caption=f"{of}{shown}, atoms wrapped into the cell. Drag to turn, pinch or click and scroll to zoom.",
     )
     return Section("Atoms", structure=view)
+
+
+def _failed_frame(failure: StageFailed) -> tuple[Array, Array] | None:
+    """Positions and cell of the frame that failed; None where they are no numbers."""
+    from ase.io import read
+
+    atoms: Any = read(failure.frame)
+    cell = atoms.cell.array
+    return (atoms.positions, cell) if np.isfinite(atoms.positions).all() and np.isfinite(cell).all() else None
 
 
 def _symbols(numbers: np.ndarray) -> list[str]:

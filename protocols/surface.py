@@ -19,11 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from dpsim.analysis.report import Figure, Result, Section, Table
+from dpsim.analysis.report import Curve, Figure, Result, Section, Table
 from dpsim.config import Length, StrictModel
 from dpsim.errors import ConfigError
 from dpsim.protocols.context import AnalysisOutput
-from dpsim.protocols.static import Part, Relaxed, Static, Statics, result, structures_section
+from dpsim.protocols.static import Part, Relaxed, Static, Statics, atoms_section, result, structures_section
 from dpsim.units import factor
 
 if TYPE_CHECKING:
@@ -121,6 +121,9 @@ class SurfaceProtocol(Static):
                     "Surfaces", figures=[Figure(path, caption)], table=Table(header, [r for s in slabs for r in s.rows])
                 )
             )
+        for one in slabs:
+            frames = {"unrelaxed": one.unrelaxed[-1].atoms, "relaxed": one.relaxed[-1].atoms}
+            output.sections.extend(atoms_section(f"Atoms, ({one.name})", frames, f"Slab of {one.layers[-1]} layers."))
         if self.gamma_line is not None:
             self._gamma(self.gamma_line, crystal, statics, figures, output)
         output.results.append(result(self, "a", "cell of the file, relaxed: a", float(crystal.atoms.cell.lengths()[0])))
@@ -157,25 +160,29 @@ class SurfaceProtocol(Static):
         whole = np.array(line.direction) @ crystal.atoms.cell.array
         whole -= (whole @ cut.normal) * cut.normal
         shares = np.linspace(0.0, 1.0, line.points)
-        energies = np.array(
-            [
-                statics.relax(f"gamma.{k:02d}", cut.stack(line.layers, share * whole), along=cut.normal.tolist()).energy
-                for k, share in enumerate(shares)
-            ]
-        )
+        slipped = [
+            statics.relax(f"gamma.{k:02d}", cut.stack(line.layers, share * whole), along=cut.normal.tolist())
+            for k, share in enumerate(shares)
+        ]
+        energies = np.array([one.energy for one in slipped])
         gamma = _J_PER_M2 * (energies - energies[0]) / cut.area
         highest = int(np.argmax(gamma))
-        top = _top(shares, gamma)
+        at, top = _top(shares, gamma)
         output.results.append(
             result(self, "gamma.unstable", "highest energy of the slip", top, abs(top - gamma[highest]),
-                   f"At {shares[highest]:.2f} of the shift; a parabola through the highest points.")
+                   f"At {at:.2f} of the shift; a parabola through the highest points.")
         )  # fmt: skip
         output.results.append(result(self, "gamma.end", "energy after the whole shift", float(gamma[-1])))
-        path = plot_gamma(figures / "gamma.png", shares, gamma)
+        path = plot_gamma(figures / "gamma.png", shares, gamma, (at, top))
         text = (
             f"Plane {line.plane}, shift {line.direction}; {line.layers} layers, {len(cut.atoms) * line.layers} atoms."
         )
         output.sections.append(Section("Gamma line", text, figures=[Figure(path, "Energy of the slip per area.")]))
+        output.curves.append(
+            Curve("gamma", f"Gamma line {line.plane}", "share of the shift", "energy (J/m²)", shares, gamma)
+        )
+        frames = {f"{share:.2f} of the shift": one.atoms for share, one in zip(shares, slipped, strict=True)}
+        output.sections.extend(atoms_section("Atoms, gamma line", frames, "The cell with the fault, relaxed."))
 
 
 @dataclass(frozen=True)
@@ -225,13 +232,13 @@ def name_of(plane: Miller) -> str:
     return "".join(str(i) for i in plane) if all(0 <= i < 10 for i in plane) else "-".join(str(i) for i in plane)
 
 
-def _top(x: NDArray[np.float64], y: NDArray[np.float64]) -> float:
-    """The maximum of a parabola through the highest point and its neighbours; at an end, that point."""
+def _top(x: NDArray[np.float64], y: NDArray[np.float64]) -> tuple[float, float]:
+    """Where and how high: a parabola through the highest point and its neighbours; at an end, that point."""
     k = int(np.argmax(y))
     if k in (0, len(y) - 1):
-        return float(y[k])
+        return float(x[k]), float(y[k])
     a, b, c = np.polyfit(x[k - 1 : k + 2] - x[k], y[k - 1 : k + 2], 2)
-    return float(c - b * b / (4.0 * a))
+    return float(x[k] - b / (2.0 * a)), float(c - b * b / (4.0 * a))
 
 
 def _doubts(one: Slabs, crystal: Relaxed) -> list[str]:
@@ -270,14 +277,26 @@ def plot_slabs(path: Path, slabs: Sequence[Slabs]) -> Path:
     return path
 
 
-def plot_gamma(path: Path, shares: NDArray[np.float64], gamma: NDArray[np.float64]) -> Path:
-    """Energy of the slip."""
-    from dpsim.analysis.figures import BLUE, figure
+def plot_gamma(
+    path: Path, shares: NDArray[np.float64], gamma: NDArray[np.float64], unstable: tuple[float, float]
+) -> Path:
+    """Energy of the slip; its highest point, and what is left after the whole shift."""
+    from scipy.interpolate import CubicSpline
 
+    from dpsim.analysis.figures import BLUE, GREEN, RED, figure
+
+    fine = np.linspace(shares[0], shares[-1], 201)
     with figure(path) as (_, axes):
         ax = axes[0, 0]
-        ax.plot(shares, gamma, "o-", color=BLUE, ms=6, mec="white")
+        ax.plot(fine, CubicSpline(shares, gamma)(fine), color=BLUE, lw=1.2, label="spline")
+        ax.plot(shares, gamma, "o", color=BLUE, ms=6, mec="white", label="computed")
+        at, top = unstable
+        ax.plot([at], [top], "D", color=RED, ms=7, mec="white", label=f"unstable: {top:.3g} J/m²")
+        ax.plot(
+            [shares[-1]], [gamma[-1]], "s", color=GREEN, ms=7, mec="white", label=f"at the end: {gamma[-1]:.3g} J/m²"
+        )
         ax.axhline(0.0, color="black", lw=0.7)
+        ax.legend(loc="best")
         ax.set_xlabel("share of the shift")
         ax.set_ylabel("energy (J/m²)")
     return path

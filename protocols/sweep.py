@@ -19,13 +19,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from pydantic import Field
 
 from dpsim.analysis.report import Result, Section, Table, overall_verdict, read_results_json
 from dpsim.config import StrictModel, dump_yaml, validate
-from dpsim.errors import ConfigError
+from dpsim.errors import ConfigError, SimulationError
 from dpsim.files import atomic_write
 from dpsim.protocols.context import AnalysisOutput, CalculatorFor, StageRecord
 from dpsim.protocols.plan import Plan, plan_stages, together
@@ -78,8 +78,9 @@ class FinishedPoint:
 
 
 class Sweep(ProtocolHead, ABC):
-    """What every sweep has besides."""
+    """What every sweep has besides. points_judge: whether what the points judge counts for the sweep."""
 
+    points_judge: ClassVar[bool] = True
     workers: WorkersConfig = Field(WorkersConfig(), description="who works on the points: docs/workers.md")
 
     @abstractmethod
@@ -206,6 +207,8 @@ def run_point(folder: Path, *, protocol: dict[str, Any], calculator: str) -> dic
     outcome = run_one(validate(protocol, Protocol), folder, calculator_for, ProgressFile(folder))
     if outcome.stopped:  # in this process, by Ctrl-C: the sweep is to stop too
         raise KeyboardInterrupt
+    if outcome.failure:  # its report says more
+        raise SimulationError(outcome.failure)
     return {"verdict": outcome.verdict}
 
 
@@ -237,7 +240,8 @@ def _conclude(
     finished = [_finished(point, directory / POINTS / point.key) for point in points if not outcomes[point.key].failed]
     failed = {point.key: outcomes[point.key].error for point in points if outcomes[point.key].failed}
     output = sweep.conclude(finished, directory / "figures") if finished else AnalysisOutput()
-    output.results.extend(_judged_at(finished))
+    if sweep.points_judge:
+        output.results.extend(_judged_at(finished))
     if failed:
         output.results.append(_missing(failed, len(points)))
         output.warnings.extend(f"Point {key} failed: {error}" for key, error in failed.items())

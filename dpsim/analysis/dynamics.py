@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from dpsim.analysis.statistics import LinearFit, linear_fit_correlated, student_t
+from dpsim.analysis.power_law import fit_power_law
+from dpsim.analysis.statistics import LinearFit, linear_fit_correlated
 from dpsim.errors import DataError
 
 MEV_PER_EV = 1000.0
@@ -108,13 +108,11 @@ def fluctuation_scaling(
 
     Verlet conserves a shadow Hamiltonian H + O(dt^2), so H itself fluctuates by O(dt^2). Forces that are not the
     gradient of the energy, a kink at the cutoff, or rounding leave a floor that does not shrink with dt: p < 2.
-    log f = log a + p log dt by (weighted) least squares.
 
     Args:
         timesteps_fs: at least two different time steps, fs.
         fluctuations: standard deviation of the total energy at each, any one unit, positive.
-        errors: standard errors of `fluctuations`, same unit; without them the scatter about the line is used, which
-            needs three time steps (two give an infinite error).
+        errors: standard errors of `fluctuations`, same unit; without them as `fit_power_law`.
 
     Returns:
         ScalingResult.
@@ -136,26 +134,12 @@ def fluctuation_scaling(
             f"`fluctuations` is {values.tolist()} at {steps.tolist()} fs; expected positive finite numbers. "
             "Look at the run whose energy does not fluctuate."
         )
-    x, y = np.log(steps), np.log(values)
-    sigma = None if errors is None else np.asarray(errors, dtype=np.float64) / values
-    weight = np.ones_like(x) if sigma is None else 1.0 / np.maximum(sigma, 1e-12) ** 2
-    x_mean = np.average(x, weights=weight)
-    spread = float(np.sum(weight * (x - x_mean) ** 2))
-    exponent = float(np.sum(weight * (x - x_mean) * y) / spread)
-    intercept = float(np.average(y, weights=weight) - exponent * x_mean)
-    freedom = len(x) - 2
-    chi2 = float(np.sum(weight * (y - intercept - exponent * x) ** 2))
-    if sigma is None:
-        error = math.sqrt(chi2 / freedom / spread) if freedom else math.inf
-        half = student_t(0.95, freedom) * error if freedom else math.inf
-    else:  # known errors, made larger if the points scatter more than they allow
-        error = math.sqrt(max(1.0, chi2 / freedom if freedom else 1.0) / spread)
-        half = student_t(0.95, 10_000) * error
+    law = fit_power_law(steps, values, errors)
     return ScalingResult(
-        exponent=exponent,
-        error=error,
-        prefactor=math.exp(intercept),
-        interval=(exponent - half, exponent + half),
+        exponent=law.exponent,
+        error=law.error,
+        prefactor=law.prefactor,
+        interval=law.interval,
         timesteps_fs=tuple(steps.tolist()),
         fluctuations=tuple(values.tolist()),
     )

@@ -56,6 +56,13 @@ class Snapshots:
         """Without the frames before `start`."""
         return Snapshots(self.cells[start:], self.fractions[start:], self.times_ps[start:], self.symbols)
 
+    def without(self, elements: Sequence[str]) -> Snapshots:
+        """Without the atoms of some elements, in fractions from the mean of the others."""
+        rest = [i for i, symbol in enumerate(self.symbols) if symbol not in elements]
+        fractions = self.fractions[:, rest]
+        centred = fractions - fractions.mean(axis=1, keepdims=True)
+        return Snapshots(self.cells, centred, self.times_ps, tuple(self.symbols[i] for i in rest))
+
     @property
     def mean_cell(self) -> Array:
         """(3, 3) A."""
@@ -114,6 +121,7 @@ def phase_point(
     unit_cells: Sequence[int] = (1, 1, 1),
     repeat: Sequence[int] = (1, 1, 1),
     tolerances: Sequence[float] = (0.05, 0.1, 0.2, 0.3),
+    mobile: Sequence[str] = (),
 ) -> PhasePoint:
     """Everything about one temperature and pressure.
 
@@ -124,6 +132,7 @@ def phase_point(
         repeat: how often the structure's own cell was repeated, in ASE's order: its copies are averaged for the
             symmetry, (1, 1, 1) for that of all atoms together.
         tolerances: of the symmetry, A.
+        mobile: elements that leave their sites and so have no mean position: the mean structure is without them.
     """
     whole = lattice_series(snapshots.cells, unit_cells)
     watched = [whole[name] for name in ("a", "b", "c", "volume")]
@@ -134,7 +143,7 @@ def phase_point(
     kept = snapshots.from_frame(start)
     values = {name: mean_with_error(s) for name, s in lattice_series(kept.cells, unit_cells).items()}
     values |= {name: length_of_mean(order(kept)) for name, order in order_parameters.items()}
-    cell, fractions, symbols = folded(kept, repeat)
+    cell, fractions, symbols = folded(kept.without(mobile), repeat)
     return PhasePoint(
         values=values,
         equilibration_ps=float(snapshots.times_ps[start] - snapshots.times_ps[0]),

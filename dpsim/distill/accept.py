@@ -23,6 +23,7 @@ from typing import Any
 
 from dpsim.analysis.report import Result, Section, Verdict, overall_verdict, write_report, write_results_json
 from dpsim.config import dump_yaml, load_yaml
+from dpsim.data.readers import open_dataset
 from dpsim.distill.accept_config import AcceptConfig, Condition
 from dpsim.distill.accept_judge import judge_data, judge_group
 from dpsim.distill.accept_work import Contender, Group, Work, groups_of
@@ -95,14 +96,7 @@ def accept(
         DpsimError: a unit of work that failed for a reason outside of the models.
     """
     contenders = (Contender.of("teacher", teacher), Contender.of("student", student))
-    groups = groups_of(config.structures or structures, config.conditions or conditions)
-    if not groups:
-        raise ConfigError(
-            "`structures` or `conditions` of the acceptance test are missing; expected at least one of each. Add them."
-        )
-    engine = make_engine(config.engine)
-    for group in groups:
-        _check(group, config, engine)
+    groups = check_accept(config, structures, conditions)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
         atomic_write(directory / "accept.yaml", dump_yaml(config).encode())
@@ -131,6 +125,23 @@ def accept_file(
         add_card(student, make_card(acceptance))
         say(f"the model card in {student} was written: `dpsim show {student}`")
     return acceptance
+
+
+def check_accept(
+    config: AcceptConfig, structures: Sequence[Structure] = (), conditions: Sequence[Condition] = ()
+) -> list[Group]:
+    """What will be simulated. Raises DpsimError where it cannot be, or where labelled data are missing."""
+    groups = groups_of(config.structures or structures, config.conditions or conditions)
+    if not groups:
+        raise ConfigError(
+            "`structures` or `conditions` of the acceptance test are missing; expected at least one of each. Add them."
+        )
+    engine = make_engine(config.engine)
+    for group in groups:
+        _check(group, config, engine)
+    for path in config.data:
+        open_dataset(path)
+    return groups
 
 
 def _test(work: Work) -> Acceptance:

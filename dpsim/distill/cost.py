@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +12,7 @@ import numpy as np
 from dpsim.analysis.report import Section, Table
 from dpsim.distill.accept_units import ase_calculator
 from dpsim.distill.accept_work import Work
+from dpsim.protocols.memory import peak_memory
 from dpsim.protocols.schema import Structure
 from dpsim.protocols.structures import load_structure
 from dpsim.workers import Unit, WorkersConfig, run_units
@@ -85,14 +84,14 @@ def measure_here(
     times = [_timed_call(atoms, calculator, random) for _ in range(_CALLS + 1)][1:]
     seconds = min(times) / len(atoms)  # whatever else the machine does only adds to it
     memory = None
-    before = _peak(device)
+    before = peak_memory(device)
     for size in _LARGE:
         repeat = next(k for k in range(1, 1000) if len(atoms) * k**3 >= size)
         large = atoms.repeat([repeat if periodic else 1 for periodic in atoms.pbc])
         if len(large) < size or seconds * len(large) > _SECONDS:
             break
         _timed_call(large, calculator, random)
-        if (grown := _peak(device) - before) > _CLEAR:
+        if (grown := peak_memory(device) - before) > _CLEAR:
             memory = grown / (len(large) - len(atoms))
             break
     return {
@@ -111,18 +110,6 @@ def _timed_call(atoms: Atoms, calculator: Any, random: np.random.Generator) -> f
     begin = time.perf_counter()
     atoms.get_forces()
     return time.perf_counter() - begin
-
-
-def _peak(device: str) -> float:
-    """Bytes that this process has needed at most so far."""
-    if device.startswith("cuda"):
-        import torch
-
-        return float(torch.cuda.max_memory_allocated(device))
-    status = Path("/proc/self/status")  # Linux' getrusage counts what was before exec, too
-    if status.is_file():
-        return 1024.0 * int(status.read_text().partition("VmHWM:")[2].split()[0])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1.0 if sys.platform == "darwin" else 1024.0)
 
 
 def cost_section(costs: dict[str, Cost]) -> Section | None:

@@ -22,6 +22,7 @@ from dpsim.data.readers import open_dataset
 from dpsim.data.system import System
 from dpsim.errors import ConfigError, UnsupportedModelError, did_you_mean
 from dpsim.models.checkpoint import load_trainable, read_header, split_head
+from dpsim.models.code import without_code
 from dpsim.models.config import ModelConfig
 from dpsim.models.deepmd.model import with_conventions
 from dpsim.models.elements import with_elements
@@ -62,9 +63,12 @@ class Source:
         return cls(path, head, tuple(heads), seen)
 
     def load(self, config: TrainConfig, head: str | None) -> EnergyModel:
-        """The model of a head, in the run's precision. Raises ModelFileError, listing the heads."""
+        """The model of a head, in the run's precision; among several, without a code. ModelFileError lists heads."""
         precision = config.model.precision if config.model else None
-        return load_trainable(self.path, head=head, precision=precision)
+        model = load_trainable(self.path, head=head, precision=precision)
+        init = config.init_from
+        several = config.tasks or (isinstance(init, InitConfig) and init.replay is not None)
+        return without_code(model) if several else model
 
 
 def complete(config: TrainConfig, saved: Mapping[str, Any]) -> TrainConfig:
@@ -148,11 +152,11 @@ def start(
 
 
 def _together(config: TrainConfig, models: Mapping[str, EnergyModel]) -> MultiTaskModel:
-    """One model of several heads. Raises ConfigError unless each has a fitting net of its own."""
-    if config.heads != "separate" or any(m.config.fitting.dim_case_embd for m in models.values()):
+    """One model of several heads, each with a fitting net of its own. Raises ConfigError where they should share."""
+    if config.heads != "separate":
         raise ConfigError(
-            "`init_from` is of a model with encoded heads, or `heads` is encoded; expected separate ones to train "
-            "several tasks together. Leave `replay` out, or pre-train with `heads: separate`."
+            "`heads` is encoded; expected separate: a trained model goes on with a fitting net for each task. Leave "
+            "`heads` out."
         )
     shared = {"model": next(iter(models.values())).config.model_dump(mode="json"), "heads": list(models)}
     together = MultiTaskModel(validate(shared, MultiTaskConfig, source="tasks"), seed=config.seed)

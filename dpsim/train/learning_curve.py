@@ -44,6 +44,7 @@ from dpsim.train.evaluate import QUANTITIES, SetErrors, evaluate_systems
 from dpsim.train.finetune import complete, start
 from dpsim.train.progress import Silent
 from dpsim.train.rundir import FREE
+from dpsim.train.setup import open_data
 from dpsim.workers import Outcome, Unit, WorkersConfig, run_units
 
 Arm = Literal["scratch", "tuned"]
@@ -121,6 +122,15 @@ def learning_curve(config: CurveConfig, directory: str | Path, console: Console 
             "lacks them. See error.txt in their folders; the same command tries them again."
         )
     return content
+
+
+def check_curve(config: CurveConfig) -> None:
+    """Whether every run could begin: data, sizes, test data. Raises DpsimError."""
+    base = complete(config.train, {})
+    open_data(base)
+    _sizes(config, base)
+    for path in config.test:
+        open_dataset(path, base.model.type_map)
 
 
 def _sizes(config: CurveConfig, base: TrainConfig) -> list[int]:

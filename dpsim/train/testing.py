@@ -19,6 +19,7 @@ from dpsim.analysis.figures import plot_parity
 from dpsim.calculators.members import committee_of, members_of
 from dpsim.config import FilePath, ModelName, StrictModel
 from dpsim.data.readers import open_dataset
+from dpsim.data.validation import validate_systems
 from dpsim.files import atomic_write
 from dpsim.models.checkpoint import find_model, load_model
 from dpsim.train.averages import log_weighted_average, weighted_average
@@ -26,6 +27,7 @@ from dpsim.train.energy_bias import fit_energy_bias, shift_energy_bias
 from dpsim.train.evaluate import QUANTITIES, Pairs, SetErrors, evaluate_systems
 
 _HEADINGS = {"energy": "energy meV/atom", "forces": "forces meV/Å", "virial": "virial meV/atom"}
+_VALIDATED_FRAMES = 20
 Precision = Literal["float32", "float64"]
 
 
@@ -117,6 +119,15 @@ def check_sets(
         plot = write_parity(folder / "parity.png", results)
         console.print(f"written to {folder / 'test.json'}" + (f" and {plot}" if plot else ""), highlight=False)
     return results
+
+
+def require_sets(config: SetsConfig) -> None:
+    """Raise DpsimError where a model or a set of a table cannot be opened, or they do not fit together."""
+    for entry in config.sets:
+        members = members_of(entry.model or config.model or "")
+        type_map = committee_of([load_model(str(name)) for name in members]).type_map
+        for path in (*entry.data, *entry.energy_bias):
+            validate_systems(open_dataset(path, type_map), type_map, n_frames=_VALIDATED_FRAMES)
 
 
 def total(results: Sequence[SetErrors]) -> SetErrors:

@@ -19,11 +19,14 @@ from student_files import Part, random_atoms, random_student, write_student
 
 from conformance import STAGES, EngineConformance, Killed
 from dpsim.calculators.ase_calculator import DPCalculator
+from dpsim.engines import lammps_ranks
 from dpsim.engines.ase_engine import AseEngine, state_from_atoms
-from dpsim.engines.base import RunControl, StageSettings
+from dpsim.engines.base import RunControl, StageFailed, StageSettings
 from dpsim.engines.lammps_engine import STUDENT_SEGMENT, LammpsCalculator, LammpsEngine
+from dpsim.engines.lammps_ranks import require_mpi
 from dpsim.engines.output import THERMO, TRAJECTORY, read_thermo
-from dpsim.errors import SimulationError
+from dpsim.engines.registry import make_engine
+from dpsim.errors import ConfigError, DpsimError, MissingDependencyError, SimulationError
 from dpsim.kernels.student import usable
 from kills import assert_kills_change_nothing
 from pair_calculators import PairCalculator, argon
@@ -214,3 +217,102 @@ def test_protocols_run_in_lammps(relaxed: tuple[Path, Atoms], tmp_path: Path) ->
 @pytest.mark.slow
 def test_kills_change_nothing(tmp_path: Path) -> None:
     assert_kills_change_nothing(LammpsEngine(), "npt triclinic", tmp_path, steps=300, kills=1)
+
+
+# ---- MPI ranks -------------------------------------------------------------------------------------------------------
+
+
+def _mpi_is_missing() -> str:
+    try:
+        require_mpi()
+    except DpsimError as error:
+        return str(error)
+    return ""
+
+
+def several_ranks(test: Any) -> Any:
+    """Marks a test that needs them."""
+    missing = _mpi_is_missing()
+    return native(pytest.mark.skipif(bool(missing), reason=missing)(test))
+
+
+@several_ranks
+@pytest.mark.parametrize("name", ["minimise", "nve", "bussi", "npt"])
+def test_two_ranks_give_the_trajectory_of_one(name: str, relaxed: tuple[Path, Atoms], tmp_path: Path) -> None:
+    file, atoms = relaxed
+    stage = replace(STUDENT_STAGES[name], n_steps=40 if name == "minimise" else STEPS)
+    states = []
+    for ranks in (1, 2):
+        control = RunControl(seed=3, name="x")
+        calculator = DPCalculator(file, precision="float64")
+        engine, folder = LammpsEngine(ranks), tmp_path / str(ranks)
+        states.append(engine.run_stage(state_from_atoms(atoms), calculator, stage, folder, control).state)
+    for field in ("positions", "momenta", "cell"):
+        np.testing.assert_allclose(getattr(states[1], field), getattr(states[0], field), atol=1e-8, err_msg=field)
+    one, two = (read_thermo(tmp_path / ranks / THERMO) for ranks in "12")
+    for column, values in one.items():
+        np.testing.assert_allclose(two[column], values, rtol=1e-7, atol=1e-7, err_msg=column)
+
+
+@pytest.mark.slow
+@several_ranks
+@pytest.mark.parametrize("name", ["langevin", "npt"])
+def test_ranks_interrupted_anywhere_equal_uninterrupted(name: str, relaxed: tuple[Path, Atoms], tmp_path: Path) -> None:
+    """Also where atoms and halves of a small, hot box change places."""
+    file, atoms = relaxed
+    stage = replace(STUDENT_STAGES[name], trajectory_every=60, thermo_every=60)
+
+    def run(folder: str, stop: bool) -> bool:
+        control = RunControl(seed=3, name="x", should_stop=lambda: stop, checkpoint_seconds=1e9)
+        state, calculator = state_from_atoms(atoms), DPCalculator(file)
+        return LammpsEngine(2).run_stage(state, calculator, stage, tmp_path / folder, control).finished
+
+    assert run("whole", False)
+    while not run("parts", True):
+        pass
+    for file_name in (THERMO, TRAJECTORY):
+        assert (tmp_path / "parts" / file_name).read_bytes() == (tmp_path / "whole" / file_name).read_bytes()
+
+
+@several_ranks
+def test_what_a_rank_says_reaches_the_user(relaxed: tuple[Path, Atoms], tmp_path: Path) -> None:
+    """Of an error of all ranks, and of one."""
+    file, atoms = relaxed
+    stage = replace(STUDENT_STAGES["nve"], timestep_fs=500.0, max_temperature_K=1e300)
+    with pytest.raises(StageFailed, match=r"stage x failed after step \d+ of \d+: LAMMPS stopped at `run`: ERROR"):
+        LammpsEngine(2).run_stage(
+            state_from_atoms(atoms), DPCalculator(file), stage, tmp_path, RunControl(seed=0, name="x")
+        )
+
+
+@several_ranks
+def test_ranks_that_die_are_an_error_and_leave_what_was_seen(relaxed: tuple[Path, Atoms]) -> None:
+    state = state_from_atoms(relaxed[1])
+    lammps: Any = lammps_ranks.open_lammps(2, state, triclinic=False)
+    try:
+        np.testing.assert_allclose(lammps.positions(), state.positions, atol=1e-12)
+        lammps._process.terminate()
+        with pytest.raises(SimulationError, match="LAMMPS's ranks ended with code"):
+            lammps.run(1, begin=True)
+        np.testing.assert_allclose(lammps.positions(), state.positions, atol=1e-12)
+        with pytest.raises(SimulationError, match="ended with code"):
+            lammps.momenta()
+    finally:
+        lammps.close()
+
+
+@several_ranks
+def test_ranks_are_for_students() -> None:
+    with pytest.raises(ConfigError, match="`ranks` is 2, but the model is no student.*dpsim compress"):
+        LammpsEngine(2).require_calculator(PairCalculator())
+    with pytest.raises(ConfigError, match="`ranks` is 2 with the engine ase; expected 1"):
+        make_engine("ase", 2)
+
+
+def test_without_mpi_ranks_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lammps_ranks, "mpi_launcher", lambda: None)
+    with pytest.raises(DpsimError, match=r"there is no `mpiexec` here.*pip install"):
+        require_mpi()
+    monkeypatch.setattr(lammps_ranks, "find_spec", lambda name: None)
+    with pytest.raises(MissingDependencyError, match=r"several ranks needs the package `mpi4py`"):
+        require_mpi()

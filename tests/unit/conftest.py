@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+import signal
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+import slurm_for_tests
 
 
 def lennard_jones(positions: np.ndarray, cell: np.ndarray, epsilon: float = 0.05, sigma: float = 1.6) -> Any:
@@ -82,3 +86,17 @@ def train_settings(lj_data: Path) -> dict[str, Any]:
         "tensorboard": False,
         "seed": 5,
     }
+
+
+@pytest.fixture
+def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A Slurm of one machine; gives its folder."""
+    folder = tmp_path / "slurm-of-tests"
+    folder.mkdir()
+    slurm_for_tests.install(folder)
+    monkeypatch.setenv("SLURM_FAKE", str(folder))
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    yield folder
+    for job in slurm_for_tests.jobs(folder):
+        if slurm_for_tests.alive(job):
+            os.killpg(job, signal.SIGKILL)

@@ -106,6 +106,39 @@ def test_validate_tells_training_files_from_protocols(dpsim, tmp_path: Path):
     assert code == cli.MISTAKE and "run.yaml" in err
 
 
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ("sets: [{data: data/validation, model: water-pbe0ts}]", "He"),
+        ("model: water-pbe0ts\nsets: [{data: water.extxyz}]", "a table of sets, ready for `dpsim test --table`"),
+        (
+            "structures: [water.extxyz]\nconditions: [{temperature: 300 K}]",
+            "an acceptance test, ready for `dpsim accept`",
+        ),
+        ("structures: [water.extxyz]", "`conditions` of the acceptance test are missing"),
+        ("train: {data: {train: [x]}}\nsizes: [2]", "`test` is missing"),
+        ("teacher: water-pbe0ts\nstudent: {}", "`name` is missing"),
+        ("structure: water.extxyz", "`name` is missing"),
+        (
+            "modle: x\nstage: []",
+            r"tell no kind of file.*a protocol (`dpsim run`) has `protocol` or `stages` or `structure`",
+        ),
+        ("modle: x\nstage: []", "Did you mean `stages`?"),
+    ],
+)
+def test_validate_knows_every_kind_of_file(dpsim, tmp_path: Path, lj_data: Path, content: str, said: str):
+    (tmp_path / "data").symlink_to(lj_data)
+    (tmp_path / "water.extxyz").write_text(
+        '3\nLattice="9 0 0 0 9 0 0 0 9" Properties=species:S:1:pos:R:3:REF_forces:R:3 REF_energy=1 pbc="T T T"\n'
+        "O 0 0 0.12 0 0 0\nH 0 0.76 -0.48 0 0 0\nH 0 -0.76 -0.48 0 0 0\n"
+    )
+    (tmp_path / "file.yaml").write_text(content)
+    code, out, err = dpsim("validate", "file.yaml")
+    text = " ".join((out + err).split())
+    assert all(part in text for part in said.split(".*")), text
+    assert code == (0 if "ready for" in said else cli.MISTAKE)
+
+
 def test_train_show_and_test_a_model(dpsim, tmp_path: Path, train_settings: dict, lj_data: Path):
     (tmp_path / "lj.yaml").write_text(yaml.safe_dump(train_settings | {"steps": 4}))
     assert dpsim("validate", "lj.yaml")[0] == 0

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from ase.build import bcc110, bulk, fcc110, fcc111
 
+from dpsim.analysis.report import read_results_json
 from dpsim.errors import ConfigError
 from dpsim.protocols.defects import vacancy_sites
 from dpsim.protocols.slabs import layer
@@ -115,6 +116,11 @@ def test_surface_of_pair_potential(tmp_path: Path) -> None:
     assert 0.0 < found[plane].value < found[f"{plane}.unrelaxed"].value
     assert found["gamma.end"].value == pytest.approx(0.0, abs=1e-6)
     assert found["gamma.unstable"].value > 0.0
+    (curve,) = read_results_json(tmp_path / "run" / "results.json")["curves"]
+    assert curve.name == "gamma" and list(curve.x) == [0.0, 0.5, 1.0]
+    assert max(curve.y) == pytest.approx(found["gamma.unstable"].value, rel=0.05)
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "of the file" in report and "0.50 of the shift" in report
 
 
 def test_surface_refused(tmp_path: Path) -> None:

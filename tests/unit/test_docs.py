@@ -139,7 +139,7 @@ def test_every_configuration_is_documented() -> None:
     """Each class of keys that a training file or a protocol may hold has its table (or is named in one line)."""
     text = "".join(map(text_of, PAGES))
     documented = {match[1].rpartition(".")[2] for match in _KEYS.finditer(text)}
-    in_one_line = {"Prefactor", "ValidationConfig", "CheckpointConfig", "ProvenanceConfig"}
+    in_one_line = {"Prefactor", "ValidationConfig", "CheckpointConfig", "ProvenanceConfig", "AveragesAnalysis"}
     for root in [*KINDS.values(), *map(config_class, PROTOCOLS)]:
         names = {root.__name__, *root.model_json_schema().get("$defs", {})}
         assert names - in_one_line <= documented

@@ -14,8 +14,10 @@ import torch
 from dpsim.config import validate
 from dpsim.data.frame import Batch
 from dpsim.data.readers import open_dataset
-from dpsim.errors import ConfigError, DataError, ElementError, ModelFileError, TrainingError
+from dpsim.errors import ConfigError, DataError, ElementError, ModelFileError, TrainingError, UnsupportedModelError
 from dpsim.models.checkpoint import load_model, load_trainable, read_header
+from dpsim.models.code import without_code
+from dpsim.models.energy_model import EnergyModel
 from dpsim.train.config import TrainConfig
 from dpsim.train.finetune import complete, freeze
 from dpsim.train.progress import Silent
@@ -258,6 +260,29 @@ def test_replay_of_a_file_with_one_model(
     replay = {"tasks": {"old": {"train": [str(data / "old")]}}}
     result, _ = tune(settings, data, tmp_path / "run", {"model": str(pretrained), "replay": replay}, steps=2)
     assert read_header(result.model)["heads"] == ["downstream", "old"]
+
+
+def test_replay_of_encoded_heads(settings: dict[str, Any], data: Path, tmp_path: Path) -> None:
+    """Each gets a fitting net of its own, with the energies that it had."""
+    model = {"type_map": ["He", "Ne"], "descriptor": DPA1, "fitting": {"neuron": [8]}}
+    tasks = {"a": {"train": [str(data / "old")]}, "b": {"train": [str(data / "validation")]}}
+    source = train(config_of(settings, model=model, tasks=tasks, heads="encoded"), tmp_path / "two", reporter=Silent())
+    replay = {"tasks": {name: {"train": [str(data / "old")]} for name in tasks}}
+    changes = {"steps": 1, "schedule": {"start_lr": 1e-12, "stop_lr": 1e-13}}
+    result, _ = tune(settings, data, tmp_path / "run", {"model": f"{source.model}:a", "replay": replay}, **changes)
+    assert read_header(result.model)["heads"] == ["downstream", "a", "b"]
+    (system,) = open_dataset(data / "old")
+    for head in "ab":
+        old, new = load_trainable(f"{source.model}:{head}"), load_model(f"{result.model}:{head}")
+        assert old.config.fitting.dim_case_embd == 2 and new.config.fitting.dim_case_embd == 0
+        batch = Batch.from_frames([system.frame(0).with_type_map(old.type_map)], old.rcut)
+        torch.testing.assert_close(new(batch).energy, old(batch).energy, rtol=0.0, atol=1e-5)
+    encoded = {"data": None, "tasks": {"a": tasks["a"], "c": tasks["b"]}, "heads": "encoded"}
+    with pytest.raises(ConfigError, match="`heads` is encoded; expected separate"):
+        tune(settings, data, tmp_path / "2", {"model": f"{source.model}:a"}, **encoded)
+    wide = old.config.fitting.model_copy(update={"neuron": [old.fitting.nets[0][0].n_in]})
+    with pytest.raises(UnsupportedModelError, match="its first layer has a residual"):
+        without_code(EnergyModel(old.config.model_copy(update={"fitting": wide}), seed=0))
 
 
 def test_a_part_of_the_frames(settings: dict[str, Any], data: Path, pretrained: Path, tmp_path: Path) -> None:

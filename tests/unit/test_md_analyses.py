@@ -34,13 +34,14 @@ def protocol(tmp_path: Path, stages: list[Any], analyses: list[Any], atoms: Atom
     return validate(data, Protocol)
 
 
-def test_all_four_of_solid_argon(tmp_path: Path) -> None:
+def test_all_of_solid_argon(tmp_path: Path) -> None:
     """Close packing: a quarter of the angles near 60 degrees; slow phonons; no diffusion; mass per volume."""
     angle = np.arange(1.0, 180.0, 2.0)
     np.savez(tmp_path / "flat.npz", angle_deg=angle, **{"adf_ArArAr_4.5A": np.ones(90)})
     analyses = [
         {"type": "density", "reference": "1.78 g/cm^3", "tolerance": 0.2, "skip": "0 fs"},
         {"type": "adf", "triplets": ["Ar-Ar-Ar"], "reference": str(tmp_path / "flat.npz"), "bins": 30, "skip": "0 fs"},
+        {"type": "averages", "skip": "0 fs"},
         {"type": "vdos", "resolution": "10 THz", "skip": "500 fs", "stages": ["nvt"]},
         {"type": "diffusion", "references": [{"species": "Ar", "value": "1e-3 cm^2/s"}], "stages": ["nvt"]},
     ]
@@ -50,6 +51,9 @@ def test_all_four_of_solid_argon(tmp_path: Path) -> None:
     mass = found["npt.density"]["value"] * found["npt.volume"]["value"] / 1.66053907
     assert mass == pytest.approx(32 * 39.95, rel=1e-3)
     assert found["npt.volume_per_atom"]["unit"] == "A^3"
+    assert found["npt.averages.pressure"]["value"] == found["npt.pressure"]["value"]
+    assert found["npt.averages.temperature"]["value"] == pytest.approx(40.0, rel=0.3)
+    assert -0.1 < found["npt.averages.potential_energy"]["value"] < 0.0
     assert found["npt.adf.Ar-Ar-Ar.peak"]["value"] == pytest.approx(60.0, abs=4.0)
     assert found["npt.adf.Ar-Ar-Ar.difference"]["verdict"] == "FAIL"
     assert found["nvt.vdos.Ar.rms_frequency"]["value"] < 6.0

@@ -126,6 +126,9 @@ def test_groups_are_those_of_the_structure(tmp_path: Path) -> None:
         order = {"type": "off_centring", "atoms": atoms, "neighbours": "O", "count": 6}
         with pytest.raises(ConfigError, match=known):
             scan(tmp_path, order_parameters=[order]).points()
+    for mobile, message in ((["Li"], "one of the elements"), (["Pb", "Ti", "O"], "nothing is left")):
+        with pytest.raises(ConfigError, match=message):
+            scan(tmp_path, mobile=mobile).points()
 
 
 def test_a_known_transition(tmp_path: Path) -> None:

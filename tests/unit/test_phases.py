@@ -93,6 +93,21 @@ def test_a_ferroelectric_and_its_parent() -> None:
     assert ferro.settled and para.settled
 
 
+def test_the_symmetry_is_that_of_the_atoms_that_keep_their_sites() -> None:
+    """Pb walks away; the frame of Ti and O is still cubic."""
+    crystal = vibrating(perovskite(), n=200, width=0.05)
+    walk = np.zeros_like(crystal.fractions)
+    lead = np.flatnonzero(perovskite().symbols == "Pb")
+    walk[:, lead] = np.cumsum(np.random.default_rng(1).normal(0.0, 0.02, (200, len(lead), 3)), axis=0)
+    fractions = crystal.fractions + walk
+    left = Snapshots(
+        crystal.cells, fractions - fractions.mean(axis=1, keepdims=True), crystal.times_ps, crystal.symbols
+    )
+    all_atoms, frame = (phase_point(left, {}, REPEAT, REPEAT, (0.1,), mobile) for mobile in ((), ("Pb",)))
+    assert all_atoms.symmetries[0][1] < 100
+    assert frame.symmetries[0][1] == 221 and frame.symbols == ("Ti", "O", "O", "O")
+
+
 def test_a_phase_that_settles_late_is_noticed() -> None:
     crystal = vibrating(perovskite(), n=400)
     drift = 1.0 + 0.1 * np.exp(-np.arange(400) / 30.0)[:, None, None]

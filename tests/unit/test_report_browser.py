@@ -18,14 +18,18 @@ from ase.io import write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 
+from distill_for_tests import run as distill_toy
 from dpsim.analysis import figures
 from dpsim.analysis.dynamics import energy_drift, fluctuation_scaling
 from dpsim.analysis.report import Figure, Result, Section, Table, write_report
 from dpsim.analysis.structure_view import StructureView
-from dpsim.config import validate
+from dpsim.config import parse_yaml, validate
+from dpsim.distill.accept import AcceptConfig, accept
+from dpsim.distill.config import PythonTeacher
 from dpsim.protocols.runner import run_protocol
 from dpsim.protocols.schema import Protocol
 from pair_calculators import PairCalculator, argon
+from soft_spheres import liquid
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs the package playwright")
 pytestmark = pytest.mark.slow
@@ -89,6 +93,26 @@ def of_everything(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_report(folder, "All", [result], [wide, Section("Salt", structure=view)], {"hash": "f" * 64})
 
 
+@pytest.fixture(scope="module")
+def of_an_acceptance(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of a short acceptance test: soft spheres against themselves."""
+    folder = tmp_path_factory.mktemp("acceptance")
+    write(folder / "ar.extxyz", liquid())
+    text = (
+        "structures: [ar.extxyz]\nconditions: [{temperature: 600 K}]\ntimestep: 4 fs\nequilibration: 80 fs\n"
+        "duration: 640 fs\nframe_every: 16 fs\nnve_duration: 200 fs\nruns: 2\nframes: 20\ncost: false\n"
+    )
+    teacher = PythonTeacher(python="soft_spheres:soft_spheres", folder=Path(__file__).parent)
+    settings = parse_yaml(text, AcceptConfig, folder=folder)
+    return accept(settings, teacher, teacher, folder / "run", say=lambda text: None).report
+
+
+@pytest.fixture(scope="module")
+def of_a_distillation(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The report of two rounds."""
+    return distill_toy(tmp_path_factory.mktemp("distillation"), figures=True).directory / "report.html"
+
+
 @pytest.fixture
 def opened(browser: Any) -> Iterator[Any]:
     """opened(path, viewport, ...) -> page; complaints of the page are collected in page.complaints."""
@@ -136,6 +160,25 @@ def test_everything_is_visible(opened: Any, request: pytest.FixtureRequest, whic
     assert any(
         page.evaluate("[...document.querySelector('canvas').getContext('2d').getImageData(0, 0, 900, 300).data]")
     )
+
+
+@pytest.mark.parametrize("viewport", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize("which", ["of_an_acceptance", "of_a_distillation"])
+def test_students_have_such_reports_too(opened: Any, request: pytest.FixtureRequest, which: str, viewport: Any) -> None:
+    """One file, also where the folder's figures are gone."""
+    path = request.getfixturevalue(which)
+    alone = path.parent / "elsewhere" / "report.html"
+    alone.parent.mkdir(exist_ok=True)
+    alone.write_bytes(path.read_bytes())
+    page = opened(alone, viewport)
+    assert page.complaints == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= viewport["width"]
+    n_figures = len(page.query_selector_all("figure"))
+    assert n_figures >= 3
+    assert len(page.query_selector_all("figure.ready")) == n_figures
+    plots = sizes(page, ".panel > svg")
+    assert len(plots) >= n_figures and all(width > 200 and height > 100 for width, height in plots)
+    assert page.evaluate("[...document.querySelectorAll('.marks')].every((group) => group.children.length > 0)")
 
 
 def test_paper_night_and_no_scripts(opened: Any, of_a_run: Path) -> None:

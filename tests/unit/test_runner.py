@@ -131,6 +131,42 @@ def test_longer_last_stage_continues_but_earlier_stages_are_fixed(tmp_path: Path
         run(tmp_path, seed=3)
 
 
+class PushingCalculator(PairCalculator):
+    """From the n-th call on it pushes atom 0 away."""
+
+    def __init__(self, n: int):
+        super().__init__()
+        self.n = n
+
+    def spoil(self, forces: np.ndarray) -> np.ndarray:
+        forces[0] += 100.0 * (self.calls >= self.n)
+        return forces
+
+
+def test_a_stage_that_explodes_is_a_failure_with_a_report(tmp_path: Path) -> None:
+    """Also before the stage that the NVE check judges; the same command says the same again."""
+    for _ in range(2):
+        outcome = run(tmp_path, PushingCalculator(20))
+        assert outcome.verdict == "FAIL"
+        assert outcome.failure.startswith("stage nvt failed after step")
+    document = json.loads((tmp_path / "run/results.json").read_text())
+    [failure] = document["results"]
+    assert failure["name"] == "nvt.failure" and failure["verdict"] == "FAIL" and failure["threshold"] == "40"
+    assert "Ar atom 0 at" in failure["explanation"]
+    assert [text.partition(" ")[0] for text in document["warnings"]] == ["nve_check", "rdf"]
+    [frame] = (tmp_path / "run/stages/01_nvt").glob("failed_step_*.extxyz")
+    assert frame.stem == f"failed_step_{failure['value']}"
+    report = (tmp_path / "run/report.html").read_text()
+    assert frame.name in report and f"step {failure['value']}: failed" in report
+    assert not (tmp_path / "run/stages/02_nve").exists()
+
+
+def test_a_stage_may_fail_at_its_first_step(tmp_path: Path) -> None:
+    outcome = run(tmp_path, PushingCalculator(1), stages=[{**NVT, "max_temperature": "70 K"}], analyses=[])
+    assert outcome.verdict == "FAIL"
+    assert "failed after step" in (tmp_path / "run/report.html").read_text()
+
+
 def test_two_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
     class Nested(PairCalculator):
         def spoil(self, forces: np.ndarray) -> np.ndarray:

@@ -7,18 +7,21 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from ase.io import write
+from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 
 from dpsim.config import parse_yaml, validate
 from dpsim.engines.output import THERMO, read_thermo
-from dpsim.errors import ConfigError, SimulationError
+from dpsim.errors import ConfigError
 from dpsim.protocols.rundir import RunOutcome
 from dpsim.protocols.sweep import check_protocol, run_protocol
 from ladder_for_tests import Ladder
 from pair_calculators import FailingCalculator, PairCalculator, argon
+from slurm_for_tests import alive, jobs
 
 STAGE = {"type": "nvt", "temperature": "1 K", "timestep": "5 fs", "steps": 40, "damping": "20 fs"}
 
@@ -39,10 +42,17 @@ def argon_for(protocol: Any, precision: Any) -> PairCalculator:
     return PairCalculator()
 
 
+class Pushing(PairCalculator):
+    """After some steps it pushes atom 0 away."""
+
+    def spoil(self, forces: NDArray[np.float64]) -> NDArray[np.float64]:
+        forces[0] += 100.0 * (self.calls > 20)
+        return forces
+
+
 def fails_when_hot(protocol: Any, precision: Any) -> PairCalculator:
-    """At 40 K the run ends with an error; the checks, and all else, go well."""
-    hot = protocol.name.startswith("40K")
-    return FailingCalculator(20, SimulationError("too hot")) if hot else PairCalculator()
+    """At 40 K the run explodes; the checks, and all else, go well."""
+    return Pushing() if protocol.name.startswith("40K") else PairCalculator()
 
 
 def stops_when_hot(protocol: Any, precision: Any) -> PairCalculator:
@@ -76,7 +86,9 @@ def test_every_point_is_a_run(tmp_path: Path) -> None:
 def test_a_failed_point_does_not_stop_the_others_and_only_it_runs_again(tmp_path: Path) -> None:
     outcome, found = run(tmp_path, fails_when_hot)
     assert outcome.verdict == "UNDECIDED"
-    assert any("40K.1 failed" in text and "too hot" in text for text in found["warnings"])
+    assert any("40K.1 failed: stage nvt failed after step" in text for text in found["warnings"])
+    failed = json.loads((tmp_path / "run/points/40K.1/results.json").read_text())
+    assert failed["verdict"] == "FAIL" and (tmp_path / "run/points/40K.1/report.html").is_file()
     done = tmp_path / "run/points/20K.1/results.json"
     before = done.stat().st_mtime_ns
     outcome, found = run(tmp_path)
@@ -110,3 +122,19 @@ def test_on_several_workers(tmp_path: Path) -> None:
     assert outcome.verdict == "UNDECIDED"
     assert len(found["warnings"]) == 1
     assert (tmp_path / "run/points/20K.1/report.html").is_file()
+
+
+@pytest.mark.slow
+def test_in_jobs_of_slurm(tmp_path: Path, slurm: Path) -> None:
+    """Two jobs share the points; failed ones do not stop the others, and the next command has a job for them alone."""
+    workers = {"slurm": {"jobs": 2, "walltime": "0-00:10:00"}}
+    outcome, found = run(tmp_path, fails_when_hot, workers=workers, replicas=2)
+    assert outcome.verdict == "UNDECIDED"
+    assert sorted(text[:18] for text in found["warnings"]) == ["Point 40K.1 failed", "Point 40K.2 failed"]
+    assert len(jobs(slurm)) == 2
+    before = (tmp_path / "run/points/20K.1/results.json").stat().st_mtime_ns
+    outcome, found = run(tmp_path, workers={"slurm": {}}, replicas=2)
+    assert outcome.verdict == "INFO" and not found["warnings"]
+    assert len(jobs(slurm)) == 3 and not any(map(alive, jobs(slurm)))
+    assert (tmp_path / "run/points/20K.1/results.json").stat().st_mtime_ns == before
+    assert read_thermo(tmp_path / "run/points/40K.2/stages/01_nvt" / THERMO)["step"][-1] == 40

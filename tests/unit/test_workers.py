@@ -19,6 +19,7 @@ from dpsim import workers as workers_module
 from dpsim.config import parse_yaml
 from dpsim.errors import ConfigError, WorkersError
 from dpsim.workers import Outcome, Unit, WorkersConfig, run_units
+from slurm_for_tests import alive, jobs
 from units_for_tests import moody, sleep, square
 
 ROOT = Path(__file__).parents[2]
@@ -40,13 +41,6 @@ def calls(unit: Unit) -> int:
     return len((unit.folder / "calls").read_text().splitlines())
 
 
-def alive(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
-
-
 # In this process
 
 
@@ -58,6 +52,13 @@ def test_units_leave_results_and_are_not_run_again(tmp_path):
     again = run(square, [*units, Unit("new", tmp_path / "new", {"x": 5.0})])
     assert again[2.0].reused and again[2.0].result == first[2.0].result and not again[5.0].reused
     assert [calls(u) for u in units] == [1, 1]
+
+
+def test_units_that_run_one_after_another_can_have_their_own_processes(tmp_path):
+    units = units_of(tmp_path, mood=["killed", "fine"])
+    killed, fine = run_units(moody, units, WorkersConfig(threads=3, retries=0), apart=True)
+    assert killed.error.startswith("its process was killed by SIGKILL 1 times")
+    assert fine.result["pid"] != os.getpid() and fine.result["threads"] == "3"
 
 
 def test_a_failing_unit_is_reported_and_the_others_go_on(tmp_path):
@@ -173,48 +174,6 @@ def wait_for(condition: Any, seconds: float = 30.0) -> None:
 
 
 # In jobs of Slurm
-
-SBATCH = """#!/bin/bash
-if [ "$1" = --test-only ]; then
-  cat > "$SLURM_FAKE/tested.sh"
-  if grep -q nowhere "$SLURM_FAKE/tested.sh"; then echo "sbatch: error: invalid partition: nowhere" >&2; exit 1; fi
-  exit 0
-fi
-script=$(mktemp "$SLURM_FAKE/job-XXXX.sh")
-cp "$1" "$script"
-setsid bash "$script" > "$script.out" 2>&1 < /dev/null &
-touch "$SLURM_FAKE/$!.job"
-echo "Submitted batch job $!"
-"""
-SCANCEL = """#!/bin/bash
-for job in "$@"; do kill -- "-$job"; done
-"""
-SQUEUE = """#!/bin/bash
-for file in "$SLURM_FAKE"/*.job; do
-  job=$(basename "$file" .job)
-  if kill -0 "$job" 2> /dev/null; then echo "$job"; fi
-done
-"""
-
-
-@pytest.fixture
-def slurm(tmp_path, monkeypatch):
-    """A Slurm of one machine: jobs are process groups, their numbers those of the groups. Gives its folder."""
-    folder = tmp_path / "slurm-of-tests"
-    folder.mkdir()
-    for name, text in (("sbatch", SBATCH), ("scancel", SCANCEL), ("squeue", SQUEUE)):
-        (folder / name).write_text(text)
-        (folder / name).chmod(0o755)
-    monkeypatch.setenv("SLURM_FAKE", str(folder))
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    yield folder
-    for job in jobs(folder):
-        if alive(job):
-            os.killpg(job, signal.SIGKILL)
-
-
-def jobs(folder: Path) -> list[int]:
-    return [int(f.stem) for f in folder.glob("*.job")]
 
 
 def test_slurm_jobs_work_and_are_cancelled(tmp_path, slurm):
