@@ -5,6 +5,8 @@
 n_a(e): frames with which curve a comes down to e, by straight lines between its points in log-log. What more frames
 made worse does not count: the error of n frames is the lowest of n or fewer. Without an error that both reach there is
 a bound: the worst of one curve is better than the best of the other.
+Where the error of curve a hardly falls with the frames, or rises with the last of them, its training is what limits it:
+the distance then says what training is saved, not what data, and is marked `limited`.
 Uncertainty: with repeats, the spread of s where each point is drawn again from its repeats (bootstrap, 68 %); without,
 the range of s along the curves, which says how far one number is fair, and nothing of chance.
 Source: the figure is that of Zhang et al., DPA-2, npj Comput. Mater. 10, 293 (2024), Fig. 3.
@@ -14,7 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 _LEVELS, _DRAWS = 200, 500
+_LEARNS = 1.2  # by this factor the error must fall from the fewest frames to the most
+_RISES = 1.1  # nor may the most frames give an error this much above the best
 Curve = Mapping[int, Sequence[float]]  # errors, one per repeat, by number of frames
 
 
@@ -35,6 +39,7 @@ class Saving:
     """Frames of curve a for every frame of curve b at equal error. bound: "" | "at least" | "at most".
 
     low, high: the uncertainty, `of` "repeats" or of the "range" along the curves; factor itself for a bound.
+    limited: not by data: more frames do not help curve a.
     """
 
     factor: float
@@ -42,8 +47,11 @@ class Saving:
     high: float
     bound: str = ""
     of: str = ""
+    limited: bool = False
 
     def __str__(self) -> str:
+        if self.limited:
+            return "not told (more frames do not help, train longer)"
         if self.bound:
             return f"{self.bound} {self.factor:.2g}x"
         return f"{self.factor:.2g}x ({self.low:.2g} to {self.high:.2g}, {self.of})"
@@ -57,13 +65,13 @@ def data_saving(a: Curve, b: Curve, seed: int = 0) -> Saving:
     for curve in (a, b):
         if not curve or any(not e > 0 or not math.isfinite(e) for errors in curve.values() for e in errors):
             raise DataError("a curve is empty or has errors that are not numbers above 0; expected some. Leave it out.")
-    mean_a, mean_b = _mean(a), _mean(b)
+    mean_a, mean_b, limited = _mean(a), _mean(b), _limited(a)
     if bound := _bound(mean_a, mean_b):
-        return bound
+        return replace(bound, limited=limited)
     distance = _distances(mean_a, mean_b)
     factor = math.exp(distance.mean())
     if min(len(errors) for curve in (a, b) for errors in curve.values()) < 2:
-        return Saving(factor, math.exp(distance.min()), math.exp(distance.max()), of="range")
+        return Saving(factor, math.exp(distance.min()), math.exp(distance.max()), of="range", limited=limited)
     rng = np.random.default_rng(seed)
     drawn = []
     for _ in range(_DRAWS):
@@ -71,7 +79,13 @@ def data_saving(a: Curve, b: Curve, seed: int = 0) -> Saving:
         if not _bound(*again):
             drawn.append(_distances(*again).mean())
     low, high = np.percentile(drawn, [16, 84]) if drawn else (math.log(factor),) * 2
-    return Saving(factor, math.exp(low), math.exp(high), of="repeats")
+    return Saving(factor, math.exp(low), math.exp(high), of="repeats", limited=limited)
+
+
+def _limited(curve: Curve) -> bool:
+    """Whether something else than data limits a curve of several points."""
+    errors = [math.exp(np.mean(np.log(curve[n]))) for n in sorted(curve)]
+    return len(errors) > 1 and (errors[0] < _LEARNS * min(errors) or errors[-1] > _RISES * min(errors))
 
 
 def _mean(curve: Mapping[int, Sequence[float] | np.ndarray]) -> tuple[np.ndarray, np.ndarray]:

@@ -49,6 +49,14 @@ def test_what_more_frames_made_worse_does_not_count() -> None:
     assert data_saving(scratch, bumpy).factor == pytest.approx(10.0, rel=0.05)
 
 
+@pytest.mark.parametrize("errors", [(241.0, 244.0, 236.0), (9.9, 5.4, 6.7)])
+def test_no_saving_of_data_is_claimed_where_training_is_the_limit(errors: tuple[float, ...]) -> None:
+    scratch = {n: [e] for n, e in zip((15, 75, 376), errors, strict=True)}
+    saving = data_saving(scratch, {n: [0.9 * min(errors)] for n in scratch})
+    assert saving.limited and "train longer" in str(saving)
+    assert not data_saving({10: [2.0], 100: [1.0]}, scratch).limited
+
+
 def test_repeats_give_an_error_bar() -> None:
     rng = np.random.default_rng(1)
     scratch = {n: power_law(n) * np.exp(0.05 * rng.normal(size=4)) for n in N}
