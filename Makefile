@@ -18,7 +18,7 @@ NATIVE := CMakeLists.txt pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
 demo: $(VENV)/installed
 	@mkdir -p demo
-	cd demo && ../$(BIN)/dpsim run ../examples/water/nve.yaml --directory water
+	cd demo && ../$(BIN)/dpsim run ../examples/water/demo.yaml --directory water
 	@echo "The report: $(CURDIR)/demo/water/report.html"
 
 test: lint

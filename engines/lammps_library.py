@@ -251,9 +251,13 @@ class Lammps:
 
     def place(self, positions: Array) -> None:
         """Put the atoms at (n, 3) A, in the frame of the state."""
-        self._array("x")[self._order()] = positions @ self.rotation.T
-        self._images[:] = 0
+        x, self._images = self._fold(positions)
+        self._array("x")[self._order()] = x
         self._array("image")[:] = self._zero_image()
+
+    def _fold(self, positions: Array) -> tuple[Array, NDArray[np.int64]]:
+        """(n, 3) A in the frame of the state, as LAMMPS wants them: in its own, in the box; and how far they were."""
+        return _folded(positions @ self.rotation.T, self._box(), np.array(self.lmp.extract_box()[0]), self.state.pbc)
 
     def _box(self) -> Array:
         """LAMMPS's lattice vectors, rows (3, 3)."""
@@ -293,10 +297,10 @@ _PAIRS = ((0, 0), (1, 1), (2, 2), (0, 1), (0, 2), (1, 2))  # LAMMPS's order of a
 
 
 def _first_snapshot(state: State, speed: float) -> Snapshot:
-    """The snapshot of a State as it comes: unwrapped, tags in order."""
+    """The snapshot of a State as it comes: tags in order."""
     lower, rotation = _lower_triangular(_completed(state.cell, state.pbc))
     lower = np.where(np.outer(state.pbc, state.pbc) | np.eye(3, dtype=bool), lower, 0.0)  # no tilt of open directions
-    x = state.positions @ rotation.T
+    x, images = _folded(state.positions @ rotation.T, lower, np.zeros(3), state.pbc)
     low, high = np.zeros(3), np.diag(lower).copy()
     for k in np.flatnonzero(~state.pbc):  # LAMMPS shrinks open directions around the atoms
         low[k], high[k] = x[:, k].min() - 1.0, x[:, k].max() + 1.0
@@ -304,12 +308,18 @@ def _first_snapshot(state: State, speed: float) -> Snapshot:
         "tags": np.arange(1, state.n_atoms + 1, dtype=np.int32),
         "x": x,
         "v": state.momenta / state.masses[:, None] / speed @ rotation.T,
-        "images": np.zeros((state.n_atoms, 3), dtype=np.int64),
+        "images": images,
         "low": low,
         "high": high,
         "tilt": np.array([lower[1, 0], lower[2, 0], lower[2, 1]]),
         "rotation": rotation,
     }
+
+
+def _folded(x: Array, box: Array, low: Array, pbc: NDArray[np.bool_]) -> tuple[Array, NDArray[np.int64]]:
+    """Positions in the box, and how many cells (n, 3) they were away: LAMMPS wraps by one and loses the others."""
+    away = np.where(pbc, np.floor((x - low) @ np.linalg.inv(box)), 0.0)
+    return x - away @ box, away.astype(np.int64)
 
 
 def _completed(cell: Array, pbc: NDArray[np.bool_]) -> Array:

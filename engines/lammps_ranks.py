@@ -164,8 +164,8 @@ class _RankOfLammps(Lammps):
 
     def place(self, positions: Array) -> None:
         """As documented in Lammps."""
-        self._array("x")[:] = (positions @ self.rotation.T)[self._array("id") - 1]
-        self._images[:] = 0
+        x, self._images = self._fold(positions)
+        self._array("x")[:] = x[self._array("id") - 1]
         self._array("image")[:] = self._zero_image()
 
     def _atoms(self) -> Snapshot:

@@ -9,7 +9,17 @@ from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, model_validator
 
-from dpsim.config import EnergyDrift, EnergyPerAtom, FilePath, Length, Pressure, StrictModel, Temperature, Time
+from dpsim.config import (
+    EnergyDrift,
+    EnergyPerAtom,
+    FilePath,
+    Length,
+    ModelName,
+    Pressure,
+    StrictModel,
+    Temperature,
+    Time,
+)
 from dpsim.engines.base import StageSettings
 from dpsim.engines.registry import EngineName
 from dpsim.protocols.schema import Structure
@@ -33,7 +43,7 @@ class AcceptCriteria(StrictModel):
     energy: EnergyPerAtom = Field(2.0, gt=0.0, description="rms error of energy differences")
     forces: float = Field(0.1, gt=0.0, description="rms error of a force component, over the teacher's rms force")
     virial: EnergyPerAtom = Field(20.0, gt=0.0, description="rms error of a component of the virial")
-    data: float = Field(1.15, ge=1.0, description="its force error on labelled data, over the teacher's")
+    data: float = Field(1.15, ge=1.0, description="force error on labelled data, over the teacher's or `baseline`'s")
     rdf: float = Field(0.05, gt=0.0, description="rms relative difference of each g(r), weighted by g")
     density: float = Field(0.01, gt=0.0, description="relative difference of the density at constant pressure")
     diffusion: float = Field(0.2, gt=0.0, description="D over the teacher's D, at most 1 + this, or 1/(1 + this)")
@@ -50,6 +60,9 @@ class AcceptConfig(StrictModel):
         None, min_length=1, description="at which; in a distillation, default: those explored"
     )
     data: tuple[FilePath, ...] = Field((), description="labelled sets, never trained on, to compare both with")
+    baseline: ModelName | None = Field(
+        None, description="a model as small as the student, trained on all labelled data: what can be reached on `data`"
+    )
     engine: EngineName = Field("ase", description="the code that integrates the equations of motion")
     precision: Literal["float32", "float64"] | None = Field(None, description="default: each model's own")
     device: str = Field("cpu", description='"cpu", "cuda", "cuda:1", ...')

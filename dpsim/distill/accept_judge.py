@@ -310,12 +310,13 @@ def judge_drift(group: Group, work: Work) -> Part:
 
 
 def judge_data(work: Work, labelled: Mapping[str, Mapping[str, Any]]) -> tuple[list[Result], Section | None]:
-    """Both against labels: the student's force error over the teacher's, set by set."""
+    """All against labels: the student's force error over the teacher's, or that of a baseline, set by set."""
     config, results, rows = work.config, [], []
+    yardstick: Role = "teacher" if config.baseline is None else "baseline"
     for k, path in enumerate(config.data):
-        both = {role: labelled[f"{k}.{role}"] for role in ROLES}
-        rows += [(Path(path).name, role, *(_set_error(both[role], q) for q in _QUANTITIES)) for role in ROLES]
-        result = _data_result(k, Path(path), both, config)
+        found: dict[Role, Mapping[str, Any]] = {r: labelled[f"{k}.{r}"] for r in dict.fromkeys((*ROLES, yardstick))}
+        rows += [(Path(path).name, role, *(_set_error(found[role], q) for q in _QUANTITIES)) for role in found]
+        result = _data_result(k, Path(path), found["student"], found[yardstick], config)
         results += [] if result is None else [result]
     if not rows:
         return [], None
@@ -335,15 +336,18 @@ def _set_error(found: Mapping[str, Any], quantity: str) -> float | int | None:
     return (_MEV if quantity == "virial_mse" else 1.0) * math.sqrt(values.mean())
 
 
-def _data_result(k: int, path: Path, both: Mapping[Role, Mapping[str, Any]], config: AcceptConfig) -> Result | None:
+def _data_result(
+    k: int, path: Path, student: Mapping[str, Any], yardstick: Mapping[str, Any], config: AcceptConfig
+) -> Result | None:
     """The ratio of force errors, with a jackknife over blocks of frames, in which both are paired."""
-    weights = np.array(both["student"]["n_atoms"], dtype=np.float64)
-    squares = [both[role]["force_mse"] for role in ROLES]
+    weights = np.array(student["n_atoms"], dtype=np.float64)
+    squares = [yardstick["force_mse"], student["force_mse"]]
     known = np.array([a is not None and b is not None for a, b in zip(*squares, strict=True)])
     if known.sum() < 2:
         return None
     sums = np.array([[w * b, w * a] for w, a, b in zip(weights, *squares, strict=True) if a is not None])
-    label = f"Force error on {path.name}, over the teacher's"
+    whose = "the teacher's" if config.baseline is None else f"that of {Path(config.baseline).name}"
+    label = f"Force error on {path.name}, over {whose}"
     text = f"On {len(sums)} labelled frames."
     measured = _root_ratio(sums, config.confidence)
     return _criterion(f"data{k + 1}.forces", label, measured, config.criteria.data, config.confidence, text)

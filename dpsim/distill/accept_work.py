@@ -31,7 +31,7 @@ from dpsim.protocols.schema import Structure
 from dpsim.trajectory import count_frames
 from dpsim.workers import RESULT, Unit, WorkersConfig, run_units
 
-Role = Literal["teacher", "student"]
+Role = Literal["teacher", "student", "baseline"]  # the last is asked on labelled data only
 ROLES: tuple[Role, Role] = ("teacher", "student")
 
 
@@ -165,8 +165,9 @@ class Work:
     def labelled(self) -> dict[str, dict[str, Any]]:
         """Evaluate each on the labelled sets: unit -> `compare_data`."""
         units = []
+        baseline = [] if self.config.baseline is None else [Contender.of("baseline", self.config.baseline)]
         for k, path in enumerate(self.config.data):
-            for contender in self.contenders:
+            for contender in (*self.contenders, *baseline):
                 arguments = {
                     "path": str(path),
                     "n_frames": self.config.data_frames,

@@ -65,6 +65,21 @@ def test_same_dynamics_as_ase(tmp_path: Path) -> None:
     np.testing.assert_array_equal(states[1].state.cell[2], atoms.cell.array[2])
 
 
+@pytest.mark.parametrize("kind", ["nve", "npt triclinic"])
+def test_atoms_may_have_wandered_through_many_cells(kind: str, tmp_path: Path) -> None:
+    """As those of a liquid, or the ions of a conductor, after a long stage: LAMMPS itself wraps by one cell only."""
+    home, away = argon(), argon()
+    shift = np.array([[2.0, -3.0, 0.0], [0.0, 1.0, -2.0]]) @ home.cell.array
+    away.positions[[3, 8]] += shift
+    ended = []
+    for name, atoms in (("home", home), ("away", away)):
+        stage, control = replace(STAGES[kind], n_steps=20), RunControl(seed=0, name="same")
+        result = LammpsEngine().run_stage(state_from_atoms(atoms), PairCalculator(), stage, tmp_path / name, control)
+        ended.append(result.state)
+    ended[0].positions[[3, 8]] += shift @ np.linalg.inv(home.cell.array) @ ended[0].cell
+    np.testing.assert_allclose(ended[1].positions, ended[0].positions, atol=1e-6)
+
+
 # ---- students --------------------------------------------------------------------------------------------------------
 
 native = pytest.mark.skipif(not usable(), reason="there is no native library: make lib")

@@ -22,7 +22,7 @@ from dpsim.config import parse_yaml
 from dpsim.distill import accept_judge
 from dpsim.distill.accept import Acceptance, accept
 from dpsim.distill.accept_config import AcceptConfig, Condition
-from dpsim.distill.accept_judge import diffusion_result, judge_density
+from dpsim.distill.accept_judge import diffusion_result, judge_data, judge_density
 from dpsim.distill.accept_units import differences, evaluate
 from dpsim.distill.accept_work import Contender, Work, groups_of
 from dpsim.distill.config import PythonTeacher
@@ -142,6 +142,26 @@ def test_wrong_forces_are_refused(tmp_path: Path) -> None:
     assert on_data.value > 1.5
     assert on_data.verdict == "FAIL"
     assert "labelled.extxyz" in acceptance.report.read_text()
+
+
+@pytest.mark.parametrize(("baseline", "verdict"), [("", "FAIL"), ("baseline: water-pbe0ts", "PASS")])
+def test_a_baseline_says_what_a_small_model_can_reach(tmp_path: Path, baseline: str, verdict: str) -> None:
+    settings = config(tmp_path, f"{SHORT}\ndata: [{labelled(tmp_path)}]\n{baseline}")
+    random = np.random.default_rng(1)
+    found = {
+        f"0.{role}": {
+            "n_atoms": [192] * 40,
+            "energy": [0.0] * 40,
+            "force_mse": list(error**2 * random.uniform(0.9, 1.1, 40)),
+            "virial_mse": [None] * 40,
+        }
+        for role, error in (("teacher", 0.026), ("student", 0.048), ("baseline", 0.045))
+    }
+    contenders = (Contender.of("teacher", spheres()), Contender.of("student", spheres()))
+    (judged,), section = judge_data(Work(settings, contenders, [], tmp_path, None, print), found)
+    assert judged.verdict == verdict
+    assert section is not None and section.table is not None
+    assert len(section.table.rows) == (3 if baseline else 2)
 
 
 def test_a_student_that_explodes_fails_and_a_teacher_that_fails_decides_nothing(tmp_path: Path) -> None:
