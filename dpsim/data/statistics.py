@@ -235,15 +235,33 @@ def _wrap_up(max_neighbors: np.ndarray, factor: float) -> list[int]:
     return sel if sum(sel) else [4] * len(sel)  # no neighbours anywhere: still something to divide by
 
 
-def shortest_distances(systems: Sequence[System], type_map: Sequence[str]) -> list[list[float]]:
-    """The shortest distance of each pair of types over all frames, A; 0 where none is within 4 A. Symmetric."""
+def core_distances(systems: Sequence[System], type_map: Sequence[str]) -> list[list[float]]:
+    """Where the core of each pair of types begins, A; 0 where none is within 4 A. Symmetric.
+
+        r0 = m - min(3 s, m/10)
+
+    m: the shortest distance in all frames; s: standard deviation of the frames' own shortest distances. A long run
+    holds shorter ones than some hundred frames do, most of all of pairs that do not touch, such as two cations: these
+    must not meet a wall in what is a fluctuation.
+    """
     n = len(type_map)
-    shortest = np.full((n, n), np.inf)
+    shortest, count, mean, squares = np.full((n, n), np.inf), np.zeros((n, n)), np.zeros((n, n)), np.zeros((n, n))
     for system in systems:
         for k in range(len(system)):
             frame = system.frame(k).with_type_map(type_map)
             i, j, shift = neighbor_list(frame.positions, frame.cell, frame.pbc, 4.0)
             r = np.linalg.norm(frame.positions[j] - frame.positions[i] + shift @ frame.cell, axis=1)
-            np.minimum.at(shortest, (frame.types[i], frame.types[j]), r)
-    shortest = np.minimum(shortest, shortest.T)
-    return [[round(float(x), 4) if np.isfinite(x) else 0.0 for x in row] for row in shortest]
+            here = np.full((n, n), np.inf)
+            np.minimum.at(here, (frame.types[i], frame.types[j]), r)
+            here = np.minimum(here, here.T)
+            met = np.isfinite(here)
+            count[met] += 1.0
+            change = here[met] - mean[met]  # Welford's sums
+            mean[met] += change / count[met]
+            squares[met] += change * (here[met] - mean[met])
+            shortest = np.minimum(shortest, here)
+    deviation = np.sqrt(squares / np.maximum(count, 1.0))
+    met = count > 0
+    r0 = np.zeros((n, n))
+    r0[met] = shortest[met] - np.minimum(3.0 * deviation[met], 0.1 * shortest[met])
+    return [[round(float(x), 4) for x in row] for row in r0]

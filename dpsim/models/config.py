@@ -52,8 +52,8 @@ class ModelConfig(StrictModel):
     pair_exclude_types: list[TypePair] = Field([], description="pairs of types that never are neighbours")
     core_distances: list[list[float]] | Literal["auto"] | None = Field(
         None,
-        description="below these distances of each pair of types, Angstrom, a steep repulsion sets in; auto: the "
-        "shortest ones in the training data",
+        description="below these distances of each pair of types, Angstrom, a steep repulsion sets in; auto: a "
+        "little below the shortest ones in the training data",
     )
     pair_table: PairTableConfig | None = Field(
         None, description="a pair potential, such as `{table: zbl}`, that takes over where atoms come close"

@@ -1,10 +1,11 @@
-"""A steep pair repulsion inside the shortest distances of the training data.
+"""A steep pair repulsion inside distances that the training data do not hold.
 
     U(r) = E0 ((r0 - r) / d)^3 for r < r0, else 0,      E0 = 1 eV, d = 0.15 A
 
-r0 is the shortest distance of the pair of types in the data, so energies and forces of the data are untouched, and U is
-C2. Where two atoms come closer than ever in training, a net's energy means nothing and is as likely as not to fall;
-this makes it rise. It guards pair distances only: no cure for a model that knows too few structures.
+r0 is below the shortest distance of the pair of types in the data (dpsim/data/statistics.py::core_distances), so
+energies and forces of the data are untouched, and U is C2. Where two atoms come much closer than ever in training, a
+net's energy means nothing and is as likely as not to fall; this makes it rise. It guards pair distances only: no cure
+for a model that knows too few structures.
 """
 
 from torch import Tensor

@@ -24,10 +24,10 @@ from dpsim.data.statistics import (
     auto_sel,
     auto_sel_total,
     compute_statistics,
+    core_distances,
     energy_bias,
     parameter_statistics,
     sample_frames,
-    shortest_distances,
 )
 from dpsim.data.subset import random_subset
 from dpsim.data.system import System
@@ -176,7 +176,7 @@ def _resolved(config: TrainConfig, systems: Sequence[System]) -> tuple[ModelConf
         stats.append(found)
     model_config = model_config.model_copy(update={"descriptor": model_config.descriptor.with_sel(sels)})
     if model_config.core_distances == "auto":
-        distances = shortest_distances(systems, model_config.type_map)
+        distances = core_distances(systems, model_config.type_map)
         model_config = model_config.model_copy(update={"core_distances": distances})
     return model_config, stats
 
