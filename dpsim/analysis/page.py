@@ -27,6 +27,7 @@ from dpsim.errors import DataError
 if TYPE_CHECKING:
     from dpsim.analysis.report import Figure, Result, Section, Table, Verdict
 
+_FEW = 6  # numbers without a verdict that need no folding
 _SYMBOL = {"PASS": "✓ PASS", "FAIL": "✗ FAIL", "UNDECIDED": "? UNDECIDED", "INFO": "INFO"}
 _IMAGE_TYPES = {".png": "image/png", ".svg": "image/svg+xml", ".jpg": "image/jpeg"}
 _SCRIPTS = ("tools.js", "plot.js", "structure.js", "report.js")
@@ -129,8 +130,19 @@ def _facts(facts: Mapping[str, str]) -> str:
 
 
 def _results(results: Sequence[Result]) -> str:
+    """What was judged; what was not is folded below it, where both are there and it is long."""
     if not results:
         return ""
+    judged = [result for result in results if result.verdict != "INFO"]
+    others = [result for result in results if result.verdict == "INFO"]
+    title = '<h2 id="results">Results</h2>\n'
+    if not judged or len(others) <= _FEW:
+        return title + _result_table(results)
+    folded = f"<details><summary>{len(others)} further numbers</summary>{_result_table(others)}</details>"
+    return title + _result_table(judged) + folded
+
+
+def _result_table(results: Sequence[Result]) -> str:
     rows = []
     for result in results:
         limit = _threshold(result.threshold)
@@ -147,7 +159,7 @@ def _results(results: Sequence[Result]) -> str:
         '<thead><tr><th>quantity</th><th class="number">value</th><th class="number">threshold</th>'
         "<th>verdict</th></tr></thead>"
     )
-    return f'<h2 id="results">Results</h2>\n<table class="results">{head}{"".join(rows)}</table>'
+    return f'<table class="results">{head}{"".join(rows)}</table>'
 
 
 def _threshold(threshold: float | str | None) -> str:

@@ -137,6 +137,17 @@ def test_summary_says_when_nothing_was_judged_or_all_hold(tmp_path):
     assert "The check holds." in page
 
 
+@pytest.mark.parametrize(("n_others", "judged", "folded"), [(7, True, True), (6, True, False), (7, False, False)])
+def test_many_numbers_without_a_verdict_are_folded_below_those_with_one(tmp_path, n_others, judged, folded):
+    results = [Result(f"x{k}", f"other {k}", float(k), 0.1) for k in range(n_others)]
+    results += [Result("drift", "the drift", 0.01, 0.001, threshold=0.1, verdict="PASS")] if judged else []
+    html = write_report(tmp_path, "run", results, [], {}).read_text()
+    assert ("<details>" in html) == folded
+    assert all(f"other {k}" in html for k in range(n_others))
+    if folded:
+        assert html.index("the drift") < html.index("7 further numbers") < html.index("other 0")
+
+
 def test_a_missing_figure_is_named(tmp_path):
     with pytest.raises(DataError, match=r"missing\.png"):
         write_report(tmp_path, "T", [DRIFT], [Section("S", figures=[tmp_path / "missing.png"])], {})

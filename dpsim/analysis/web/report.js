@@ -9,3 +9,8 @@ for (const [selector, Kind] of [["figure.plot", Plot], ["figure.structure", Stru
     }
   }
 }
+
+// Paper cannot be unfolded.
+addEventListener("beforeprint", () => {
+  for (const folded of document.querySelectorAll("details")) folded.open = true;
+});
