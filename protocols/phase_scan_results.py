@@ -228,13 +228,12 @@ def _row(scan: PhaseScan, point: ScanPoint) -> Sequence[str | float | int | None
 
 
 def _search(scan: PhaseScan, series: Series, quantity: str) -> TransitionSearch:
-    """Transitions among the points that have settled: what still changes shows the way it came."""
-    points = [p for p in series.points if p.found.settled]
-    estimates = [p.found.values[quantity] for p in points]
-    x, y, errors = [p.x(scan) for p in points], [e.value for e in estimates], [e.error for e in estimates]
+    """Transitions among all points: those at one settle last, and without them it would be found elsewhere."""
+    estimates = [p.found.values[quantity] for p in series.points]
+    x, y, errors = [p.x(scan) for p in series.points], [e.value for e in estimates], [e.error for e in estimates]
     found = find_transitions(x, y, errors, scan.significance, scan.seed)
-    if late := len(series.points) - len(points):
-        found = replace(found, explanation=f"{found.explanation} Left out: {late} that had not settled.")
+    if late := [f"{p.x(scan):g}" for p in series.points if not p.found.settled]:
+        found = replace(found, explanation=f"{found.explanation} Had not settled: {', '.join(late)}.")
     return found
 
 

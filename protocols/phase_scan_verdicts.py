@@ -12,7 +12,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -86,7 +86,10 @@ def _judge_value(name: str, reference: ValueReference, point: ScanPoint) -> Resu
 
 
 def judge_transitions(scan: PhaseScan, all_series: Sequence[Series], searches: Searches) -> list[Result]:
-    """PASS: within the interval wanted, as finely as it was scanned; UNDECIDED: overlaps it; FAIL: elsewhere, none."""
+    """PASS: within the interval wanted, as finely as it was scanned; UNDECIDED: overlaps it; FAIL: elsewhere, none.
+
+    Where more than a third of the points have not settled, nothing is decided.
+    """
     results = []
     for k, reference in enumerate(scan.transitions, start=1):
         for series in all_series:
@@ -98,7 +101,9 @@ def judge_transitions(scan: PhaseScan, all_series: Sequence[Series], searches: S
                     )
                 x = [p.x(scan) for p in series.points]
                 name = f"reference.transition.{k}.{series.branch}{series.suffix}"
-                results.append(_judge_transition(name, scan, reference, search, x))
+                result = _judge_transition(name, scan, reference, search, x)
+                late = sum(not p.found.settled for p in series.points)
+                results.append(replace(result, verdict="UNDECIDED") if 3 * late > len(series.points) else result)
     return results
 
 

@@ -6,6 +6,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,13 @@ from scipy.optimize import minimize_scalar
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 
 from dpsim.analysis.phases import standard
+from dpsim.analysis.statistics import Estimate
 from dpsim.config import validate
 from dpsim.errors import ConfigError
+from dpsim.protocols import phase_scan_results
 from dpsim.protocols.context import AnalysisOutput, StageRecord
 from dpsim.protocols.phase_scan import PhaseScan
+from dpsim.protocols.phase_scan_verdicts import ScanPoint, Series, judge_transitions
 from dpsim.protocols.sweep import FinishedPoint, run_protocol
 from dpsim.trajectory import TrajectoryWriter, write_topology
 from pair_calculators import PairCalculator
@@ -170,6 +174,38 @@ def test_a_known_transition(tmp_path: Path) -> None:
     assert len(rows) == 16 and rows[0]["space_group"] == "P4mm"
     assert len(list((tmp_path / "run/mean_structures").iterdir())) == 16
     assert (tmp_path / "run/figures/phases.png").stat().st_size > 10_000
+
+
+# c/a of 135 atoms of PbTiO3 on heating, 20 ps at each temperature: those at the transition settle last
+MEASURED = {
+    300: (1.0367, 0.0010), 350: (1.0119, 0.0062), 400: (1.0048, 0.0016), 450: (1.0005, 0.0006), 500: (1.0007, 0.0007),
+    550: (1.0010, 0.0005), 600: (1.0010, 0.0006), 650: (1.0014, 0.0006), 700: (0.9997, 0.0004), 750: (1.0008, 0.0004),
+    800: (0.9996, 0.0004), 850: (1.0013, 0.0006), 900: (1.0012, 0.0004),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("late", "verdict"), [((350, 400), "PASS"), (tuple(range(350, 600, 50)), "UNDECIDED")])
+def test_what_had_not_settled_counts_but_much_of_it_decides_nothing(
+    tmp_path: Path, late: tuple[int, ...], verdict: str
+) -> None:
+    config = scan(
+        tmp_path,
+        temperatures=[f"{t} K" for t in MEASURED],
+        transitions=[{"quantity": "c_over_a", "temperatures": ["400 K", "450 K"], "branch": "heating"}],
+    )
+    points: list[Any] = [
+        ScanPoint(
+            at, SimpleNamespace(values={"c_over_a": Estimate(*MEASURED[t], 99.0, 0.5, 98)}, settled=t not in late)
+        )  # type: ignore[arg-type]
+        for at in config.scan()
+        for t in [int(at.temperature_K)]
+    ]
+    series = Series("heating", "", points)
+    found = phase_scan_results._search(config, series, "c_over_a")
+    assert [t.low >= 350.0 and t.high <= 500.0 for t in found.transitions] == [True]
+    assert "Had not settled: 350, 400" in found.explanation
+    (judged,) = judge_transitions(config, [series], {("heating", "", "c_over_a"): found})
+    assert judged.verdict == verdict
 
 
 def test_no_transition_and_missing_points(tmp_path: Path) -> None:
