@@ -129,6 +129,7 @@ class KilledAt(DPCalculator):
         super().calculate(*args, **kwargs)
 
 
+@pytest.mark.slow
 def test_kills_change_nothing(engine: EngineName, tmp_path: Path) -> None:
     """A student's sums are rounded in the order of a list with a history: the observer starts from none every time."""
     stage = StageSettings(

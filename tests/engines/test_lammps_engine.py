@@ -156,6 +156,7 @@ def test_student_interrupted_anywhere_equals_uninterrupted(
         np.testing.assert_array_equal(getattr(parts.state, field), getattr(whole.state, field))
 
 
+@pytest.mark.slow
 @native
 def test_student_samples_temperature_and_pressure(relaxed: tuple[Path, Atoms], tmp_path: Path) -> None:
     """The kinetic energy has the mean and the variance of its distribution; its noise comes from many generators."""
@@ -251,6 +252,7 @@ def several_ranks(test: Any) -> Any:
     return native(pytest.mark.skipif(bool(missing), reason=missing)(test))
 
 
+@pytest.mark.slow
 @several_ranks
 @pytest.mark.parametrize("name", ["minimise", "nve", "bussi", "npt"])
 def test_two_ranks_give_the_trajectory_of_one(name: str, relaxed: tuple[Path, Atoms], tmp_path: Path) -> None:

@@ -150,6 +150,7 @@ def test_same_numbers_as_in_python(shape: str, units: str, case: Case) -> None:
     np.testing.assert_allclose(-shares / per_energy / scale, virial, atol=1e-10)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(MPIEXEC is None, reason="there is no mpiexec")
 @pytest.mark.parametrize("shape", ["triclinic", "corner"])
 def test_two_ranks_equal_one(shape: str, case: Case) -> None:

@@ -195,6 +195,7 @@ def test_errors_of_the_model_reach_the_user() -> None:
         context.getState(energy=True)
 
 
+@pytest.mark.slow
 def test_the_example_runs_and_continues(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,7 +55,7 @@ def emulated() -> ctypes.CDLL:
     return opened(BUILD / "libdpsim.so")
 
 
-@pytest.fixture(params=["emulated", "gpu"])
+@pytest.fixture(params=[pytest.param("emulated", marks=pytest.mark.slow), "gpu"])
 def device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Runs a test on the emulated GPU and on a real one. Yields the name that Workspace knows it by."""
     if request.param == "emulated":
@@ -119,6 +119,7 @@ STUDENTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", STUDENTS)
 def test_every_kind_of_student(device: str, tmp_path: Path, name: str) -> None:
     case = Case(tmp_path, **STUDENTS[name])
@@ -286,6 +287,7 @@ def test_what_a_gpu_refuses(device: str, tmp_path: Path) -> None:
 
 
 # --- the other kernel -------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", ["f32", "f64"])
 def test_environment_of_edges_on_the_emulated_gpu(emulated: ctypes.CDLL, suffix: str) -> None:
     """Device memory is the host's there. On a real GPU test_environment.py runs it."""

@@ -226,6 +226,7 @@ def test_frames_that_cannot_be_evaluated_are_set_aside() -> None:
     assert found["virial_mse"][0] > 0.0
 
 
+@pytest.mark.slow
 def test_what_a_model_costs(tmp_path: Path) -> None:
     write(tmp_path / "ar.extxyz", liquid())
     structure = Structure(file=tmp_path / "ar.extxyz").model_dump(mode="json")

@@ -186,6 +186,7 @@ def test_model_file(tmp_path: Path) -> None:
 # Training, testing, evaluating.
 
 
+@pytest.mark.slow
 def test_training_learns_from_them(
     make_system: Callable[..., Path], train_settings: dict[str, Any], tmp_path: Path
 ) -> None:

@@ -74,6 +74,7 @@ def test_plain_xyz(model: EnergyModel, tmp_path: Path) -> None:
     assert "a molecule" in (tmp_path / "p.xyz").read_text()
 
 
+@pytest.mark.slow
 def test_memory_does_not_grow_with_the_file(model: EnergyModel, tmp_path: Path) -> None:
     def peak(n: int) -> int:
         source = tmp_path / f"{n}.extxyz"

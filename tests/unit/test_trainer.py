@@ -96,6 +96,7 @@ OTHER_DESCRIPTORS: dict[str, dict[str, Any]] = {
 AUTO_SEL = {"se_e2_r": [[8, 8]], "hybrid": [[8, 8], [1, 1], 12, [4, 4]], "dpa2": [12, 8, 4]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", OTHER_DESCRIPTORS)
 def test_other_descriptors_learn(train_settings: dict[str, Any], tmp_path: Path, name: str) -> None:
     model = {**train_settings["model"], "descriptor": OTHER_DESCRIPTORS[name], "precision": "float64"}
