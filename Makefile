@@ -31,7 +31,8 @@ lint: $(VENV)/installed-dev
 	$(BIN)/lint-imports --no-logo
 
 pytest: $(VENV)/installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto -m "not slow"
+	$(BIN)/python -m pytest -m slow
 
 # ---- installation: torch first, then dpsim in place (a change of Python code needs no new installation) -------------
 $(VENV)/bin/python:
