@@ -130,7 +130,7 @@ def accept_file(
 def check_accept(
     config: AcceptConfig, structures: Sequence[Structure] = (), conditions: Sequence[Condition] = ()
 ) -> list[Group]:
-    """What will be simulated. Raises DpsimError where it cannot be, or where labelled data are missing."""
+    """What will be simulated. Raises DpsimError where it cannot be, or labelled data or the baseline are missing."""
     groups = groups_of(config.structures or structures, config.conditions or conditions)
     if not groups:
         raise ConfigError(
@@ -141,6 +141,8 @@ def check_accept(
         _check(group, config, engine)
     for path in config.data:
         open_dataset(path)
+    if config.baseline is not None:
+        Contender.of("baseline", config.baseline)  # now, not after hours of dynamics
     return groups
 
 

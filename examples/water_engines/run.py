@@ -1,6 +1,6 @@
 """Water in ASE, LAMMPS, OpenMM and, with quantum nuclei, i-PI, beside ab initio molecular dynamics.
 
-    python examples/water_engines/run.py ../shared/data/water_pbe0ts OUT        # 15 minutes on two cores
+    python examples/water_engines/run.py ../shared/data/water_pbe0ts OUT        # half an hour on two cores
 
 DATA: first-principles frames of 64 H2O at 330 K in the DeePMD npy layout (PBE0+TS, Zhang et al., PRL 120, 143001
 (2018)); they are analysed as the runs are. Each engine runs water.yaml, i-PI runs pimd.yaml, in OUT/<engine>; the same

@@ -28,7 +28,7 @@ from dpsim.distill.accept_work import Contender, Work, groups_of
 from dpsim.distill.config import PythonTeacher
 from dpsim.distill.cost import Cost, measure_here
 from dpsim.engines.ase_engine import state_from_atoms
-from dpsim.errors import ConfigError, DataError
+from dpsim.errors import ConfigError, DataError, ModelFileError
 from dpsim.protocols.schema import Structure
 from soft_spheres import SoftSpheres, liquid, soft_spheres
 
@@ -293,6 +293,10 @@ def test_bad_input(tmp_path: Path) -> None:
         parse_yaml("{duration: 1 ps, frame_every: 100 fs}", AcceptConfig)
     with pytest.raises(ConfigError, match="unknown"):
         parse_yaml("{durations: 1 ps}", AcceptConfig)
+    lost = config(tmp_path, f"{SHORT}\nbaseline: gone.dpsim")
+    with pytest.raises(ModelFileError, match="gone.dpsim"):
+        accept(lost, spheres(), spheres(), tmp_path / "lost")
+    assert not (tmp_path / "lost" / "md").exists()
     gone = parse_yaml("{structures: [gone.xyz], conditions: [{temperature: 300 K}]}", AcceptConfig, folder=tmp_path)
     with pytest.raises(DataError, match="no file"):
         accept(gone, spheres(), spheres(), tmp_path)
