@@ -131,8 +131,10 @@ def result_of(
     """D, or that there is none and why; PASS or FAIL against a reference."""
     item = found.diffusion
     text, verdict, threshold = item.explanation, "INFO", None
-    if found.correction is not None and item.estimate is not None:
-        text = f"With {found.correction:.3g} cm²/s for the size of the cell. {text}"
+    if item.estimate is not None:
+        low, high = found.interval(confidence)
+        size = "" if found.correction is None else f", with {found.correction:.3g} cm²/s for the size of the cell"
+        text = f"{100.0 * confidence:g} % interval {low:.3g} ... {high:.3g} cm²/s{size}. {text}"
     if reference is not None:
         accepted = reference.value / reference.factor, reference.value * reference.factor
         threshold = f"{format_value(accepted[0], digits=3)} ... {format_value(accepted[1], digits=3)}"
@@ -210,10 +212,7 @@ def _judge(
         return "UNDECIDED", "There is no D to judge."
     interval = found.interval(confidence)
     verdict = verdict_of(interval, accepted)
-    text = (
-        f"{found.value / reference.value:.2f} times the reference; {100.0 * confidence:g} % interval {interval[0]:.3g} "
-        f"... {interval[1]:.3g} cm²/s."
-    )
+    text = f"{found.value / reference.value:.2f} times the reference."
     if verdict == "UNDECIDED":
         return verdict, f"{text} {longer_text(found.value, interval, accepted)}"
     trusted = item.estimate.reliable and found.settled

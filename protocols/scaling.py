@@ -40,7 +40,7 @@ class ScalingProtocol(ProtocolHead):
     temperature: Temperature = Field(300.0, gt=0.0, description="of the velocities, which wear neighbour lists out")
     blocks: int = Field(5, ge=3, description="of steps, of which the median counts")
     block_seconds: float = Field(1.0, gt=0.0, description="wall time of a block, s; a step at least")
-    slowest_step: float = Field(
+    slowest_step_seconds: float = Field(
         30.0, gt=0.0, description="wall time, s; sizes that would be slower, by the size before, are left out"
     )
     memory: Memory = Field(16.0, gt=0.0, description="how many atoms does it hold?")

@@ -97,6 +97,9 @@ def accept(
     """
     contenders = (Contender.of("teacher", teacher), Contender.of("student", student))
     groups = check_accept(config, structures, conditions)
+    config = config.model_copy(
+        update={"structures": config.structures or (*structures,), "conditions": config.conditions or (*conditions,)}
+    )
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
         atomic_write(directory / "accept.yaml", dump_yaml(config).encode())

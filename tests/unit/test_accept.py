@@ -18,7 +18,7 @@ from ase.io import write
 from dpsim.analysis.diffusion import Diffusion
 from dpsim.analysis.report import Result
 from dpsim.analysis.statistics import Estimate
-from dpsim.config import parse_yaml
+from dpsim.config import load_yaml, parse_yaml
 from dpsim.distill import accept_judge
 from dpsim.distill.accept import Acceptance, accept
 from dpsim.distill.accept_config import AcceptConfig, Condition
@@ -102,8 +102,13 @@ def test_what_is_written(good: tuple[Acceptance, Path]) -> None:
 def test_done_work_is_not_done_again_and_longer_work_goes_on(good: tuple[Acceptance, Path]) -> None:
     _, folder = good
     said: list[str] = []
-    accept(config(folder), spheres(), spheres(), folder / "run", say=said.append)
+    settings = config(folder)
+    assert settings.structures is not None and settings.conditions is not None
+    bare = settings.model_copy(update={"structures": None, "conditions": None})  # as in a distillation
+    accept(bare, spheres(), spheres(), folder / "run", settings.structures, settings.conditions, say=said.append)
     assert [s for s in said if " md " in s or " frames " in s] == []
+    left = load_yaml(folder / "run" / "accept.yaml", AcceptConfig)  # a whole test: it can be edited and run again
+    assert (left.structures, left.conditions) == (settings.structures, settings.conditions)
     md = folder / "run" / "md" / "ar_600K.teacher.0" / "md" / "thermo.csv"
     before = md.read_text()
     longer = config(folder, SHORT.replace("duration: 800", "duration: 960", 1))

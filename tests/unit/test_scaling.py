@@ -156,7 +156,7 @@ def test_sizes_that_are_too_slow_or_too_large_end_a_series(
             yield Outcome(units[0], dict(vars(found)))
 
     monkeypatch.setattr(scaling_run, "run_units", measured)
-    asked = config(tmp_path, repeats=[[4, 1, 1], 1, [8, 8, 1]], threads=[2, 1], slowest_step=5.0)
+    asked = config(tmp_path, repeats=[[4, 1, 1], 1, [8, 8, 1]], threads=[2, 1], slowest_step_seconds=5.0)
     outcome = run_protocol(asked, tmp_path / "run", argon_for)
     assert outcome.verdict == ("UNDECIDED" if seconds is None else "INFO") and outcome.results is not None
     speed = json.loads(outcome.results.read_text())["provenance"]["speed"]
