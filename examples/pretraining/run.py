@@ -16,6 +16,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import geometric_mean
 from typing import Any
 
 import yaml
@@ -94,7 +95,7 @@ def write_page() -> None:
 
 
 def tables() -> Iterator[str]:
-    """The lines of both tables: force RMSE in meV/A / energy RMSE in meV/atom."""
+    """The lines of both tables: force RMSE in meV/A / energy RMSE in meV/atom, and of all sets together."""
     found = {name: read(name) for name in ("heads", "single", "zero_shot", "zero_shot_single")}
     levels = len(set(LEVELS.values()))
     yield f"**{len(WEIGHTS)} sets, {len(ELEMENTS)} elements, {levels} levels of theory, {STEPS} steps**"
@@ -105,12 +106,17 @@ def tables() -> Iterator[str]:
         share = f"{100 * weight / sum(WEIGHTS.values()):.0f} %"
         cells = [share, pair(heads, "label_std"), pair(alone), pair(heads)]
         yield f"| {name} | {LEVELS[name]} | " + " | ".join(cells) + " |"
+    yield f"| geometric mean | | | {means('heads', 'label_std')} | {means('single')} | {means('heads')} |"
     yield from ["", "**Sets never trained on, energies of the elements fitted to their training frames**", ""]
-    yield "| set | asked | spread | the head's single model | pre-trained |"
+    yield "| set | head asked | spread | model of that set alone | pre-trained |"
     yield "|---" * 5 + "|"
     for name, head in UNSEEN.items():
         multi, alone = found["zero_shot"][name], found["zero_shot_single"][name]
         yield f"| {name} | {head} | " + " | ".join([pair(multi, "label_std"), pair(alone), pair(multi)]) + " |"
+    spread, alone, multi = (
+        means(*which) for which in (("zero_shot", "label_std"), ("zero_shot_single",), ("zero_shot",))
+    )
+    yield f"| geometric mean | | {spread} | {alone} | {multi} |"
 
 
 def read(name: str) -> dict[str, Errors]:
@@ -118,7 +124,21 @@ def read(name: str) -> dict[str, Errors]:
 
 
 def pair(errors: Errors, key: str = "rmse") -> str:
-    return " / ".join("-" if not errors[q]["n"] else f"{errors[q][key]:.3g}" for q in ("forces", "energy"))
+    """Forces / energy. The spread of energies is that about the best constant per element: what is left to learn."""
+    keys = {"forces": key, "energy": "label_std_in_composition" if key == "label_std" else key}
+    return " / ".join(number(errors[q][keys[q]]) if errors[q]["n"] else "-" for q in keys)
+
+
+def means(name: str, key: str = "rmse") -> str:
+    """Forces / energy: geometric means over the sets (LWARMSE of DPA-3, Eq. 1, with equal weights)."""
+    sets = [s for s in read(name).values() if s["energy"]["n"] and s["forces"]["n"]]
+    keys = {"forces": key, "energy": "label_std_in_composition" if key == "label_std" else key}
+    return " / ".join(number(geometric_mean(s[q][keys[q]] for s in sets)) for q in keys)
+
+
+def number(value: float) -> str:
+    """Three digits, no exponent."""
+    return f"{value:.0f}" if value >= 100.0 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

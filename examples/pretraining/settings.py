@@ -1,4 +1,4 @@
-"""The pre-training of docs/pretraining.md: twelve public sets, six DFT levels, 26 elements, one DPA-3 descriptor.
+"""The pre-training of docs/pretraining.md: twelve public sets, seven levels of theory, one DPA-3 descriptor.
 
 Also the models that it is compared with: one per set, of the same architecture, which see as many batches of their set
 as the pre-training does.
