@@ -120,6 +120,7 @@ class Pairs:
 
 
 QUANTITIES = {"energy": "meV/atom", "forces": "meV/A", "virial": "meV/atom"}
+SPREAD = "label_std_in_composition"  # of energies, about the best constant per element: what is left to learn
 
 
 @dataclass
@@ -164,7 +165,7 @@ class SetErrors:
         """Plain data for JSON."""
         found: dict[str, Any] = {q: {"unit": unit, **self.pairs[q].metrics()} for q, unit in QUANTITIES.items()}
         if found["energy"]["n"] and self.fractions:
-            found["energy"]["label_std_in_composition"] = self._std_in_composition()
+            found["energy"][SPREAD] = self._std_in_composition()
         more = {"model": self.model, "weight": self.weight, "energy_bias_shift_eV": self.shift} if self.model else {}
         return {"name": self.name, "n_frames": self.n_frames, **more, **found}
 

@@ -6,7 +6,7 @@ One model on several sets, or a table of sets (sets.yaml) each with its model or
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,9 +24,9 @@ from dpsim.files import atomic_write
 from dpsim.models.checkpoint import find_model, load_model
 from dpsim.train.averages import log_weighted_average, weighted_average
 from dpsim.train.energy_bias import fit_energy_bias, shift_energy_bias
-from dpsim.train.evaluate import QUANTITIES, Pairs, SetErrors, evaluate_systems
+from dpsim.train.evaluate import QUANTITIES, SPREAD, Pairs, SetErrors, evaluate_systems
 
-_HEADINGS = {"energy": "energy meV/atom", "forces": "forces meV/Å", "virial": "virial meV/atom"}
+_UNITS = {"energy": "meV/atom", "forces": "meV/Å", "virial": "meV/atom"}
 _VALIDATED_FRAMES = 20
 Precision = Literal["float32", "float64"]
 
@@ -144,12 +144,12 @@ def averages(results: Sequence[SetErrors]) -> dict[str, dict[str, dict[str, floa
     """{"WARMSE": {quantity: {"mae": ..., "rmse": ..., "label_std": ...}}, "LWARMSE": ...} over the sets with labels."""
     found: dict[str, dict[str, dict[str, float]]] = {"WARMSE": {}, "LWARMSE": {}}
     for quantity in QUANTITIES:
-        metrics = [(r.pairs[quantity].metrics(), r.weight) for r in results]
+        metrics = [(r.metrics()[quantity], r.weight) for r in results]
         labelled = [(m, w) for m, w in metrics if m["n"] and w > 0]
         if not labelled:
             continue
         weights = [w for _, w in labelled]
-        for key in ("mae", "rmse", "label_std"):
+        for key in ("mae", "rmse", "label_std", *([SPREAD] if all(SPREAD in m for m, _ in labelled) else [])):
             errors = [float(m[key]) for m, _ in labelled]
             found["WARMSE"].setdefault(quantity, {})[key] = weighted_average(errors, weights)
             found["LWARMSE"].setdefault(quantity, {})[key] = log_weighted_average(errors, weights)
@@ -157,32 +157,39 @@ def averages(results: Sequence[SetErrors]) -> dict[str, dict[str, dict[str, floa
 
 
 def table(results: Sequence[SetErrors]) -> Table:
-    """MAE and RMSE per set beside the spread of the labels; below, all sets together and the averages over sets."""
-    shown = [q for q in QUANTITIES if any(r.pairs[q].metrics()["n"] for r in results)]
-    caption = "σ: standard deviation of the labels"
+    """MAE and RMSE of each quantity, set by set, beside the spread of the labels; then all sets, and averages."""
+    caption = "σ: standard deviation of the labels, of energies about the best constant for each element"
     if len(results) > 1:
         caption += "; WARMSE, LWARMSE: averages over the sets, of the errors and of their logarithms"
     if any(r.shift for r in results):
         caption += "; *: energy bias fitted to other frames first"
-    out = Table(title="Errors of the model", caption=caption, title_justify="left")
+    out = Table(title="Errors of the model", caption=caption, title_justify="left", caption_justify="left")
     out.add_column("set", overflow="fold")
-    out.add_column("frames", justify="right")
-    for q in shown:
-        for heading in (f"{_HEADINGS[q]}\nMAE", "\nRMSE", "\nσ"):
-            out.add_column(heading, justify="right")
-    keys = ("mae", "rmse", "label_std")
-    for name, result in zip(_short_names(results), results, strict=True):
-        metrics = {q: result.pairs[q].metrics() for q in shown}
-        cells = [_cell(metrics[q].get(k)) for q in shown for k in keys]
-        out.add_row(name + ("*" if result.shift else ""), str(result.n_frames), *cells)
-    if len(results) > 1:
-        merged = total(results)
-        rows = {"all": {q: merged.pairs[q].metrics() for q in shown}, **averages(results)}
+    for heading in ("frames", "MAE", "RMSE", "σ"):
+        out.add_column(heading, justify="right", no_wrap=True)
+    every = [r.metrics() for r in results]
+    names = [n + ("*" if r.shift else "") for n, r in zip(_short_names(results), results, strict=True)]
+    merged, means = total(results).metrics(), averages(results)
+    for quantity, unit in _UNITS.items():
+        if not merged[quantity]["n"]:
+            continue
+        out.add_row(f"[bold]{quantity}[/bold], {unit}")
+        for name, metrics in zip(names, every, strict=True):
+            out.add_row(name, str(metrics["n_frames"]), *_cells(metrics[quantity]))
+        if len(results) > 1:
+            together = merged[quantity] | (
+                {"label_std": None} if quantity == "energy" else {}
+            )  # of many zeros of energy
+            out.add_row("all", str(merged["n_frames"]), *_cells(together))
+            for name, by_quantity in means.items():
+                out.add_row(name, "", *_cells(by_quantity[quantity]))
         out.add_section()
-        for name, by_quantity in rows.items():
-            cells = [_cell(by_quantity.get(q, {}).get(k)) for q in shown for k in keys]
-            out.add_row(name, str(merged.n_frames) if name == "all" else "", *cells)
     return out
+
+
+def _cells(metrics: Mapping[str, Any]) -> tuple[str, str, str]:
+    spread = metrics.get(SPREAD, metrics.get("label_std"))
+    return _cell(metrics.get("mae")), _cell(metrics.get("rmse")), _cell(spread)
 
 
 def write_json(path: str | Path, results: Sequence[SetErrors], model: dict[str, Any] | list[dict[str, Any]]) -> None:

@@ -168,10 +168,11 @@ def test_a_table_of_sets(model: EnergyModel, lj_data: Path, make_system: Callabl
             {"data": [str(tmp_path / "b"), a], "name": "two", "model": str(tmp_path / "other.dpsim")},
         ],
     }
-    screen = Console(file=io.StringIO(), width=200)
+    screen = Console(file=io.StringIO(), width=72)
     results = check_sets(validate(settings, SetsConfig), tmp_path / "out", screen)
     text = screen.file.getvalue()  # type: ignore[attr-defined]
     assert "WARMSE" in text and "two" in text and "*" in text
+    assert "…" not in text  # whole numbers, however narrow the terminal
     content = json.loads((tmp_path / "out/test.json").read_text())
     first, second = content["sets"]
     assert first["energy_bias_shift_eV"].keys() == {"Ne", "He"} and second["energy_bias_shift_eV"] is None
