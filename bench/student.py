@@ -26,10 +26,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
-import math
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -39,23 +36,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from models import COMMON, SE_E2_A, Model, peer_input
-from side_by_side import HERE, MAX_FOREIGN, WATER, Side, new_report, realtime_priority, write_report
+from models import COMMON
+from side_by_side import HERE, WATER, Side, new_report, realtime_priority, write_report
+from student_models import CELLS, PEERS, STUDENTS, make_peers, make_students, native_description, reference, structure
+from student_report import markdown, plural
 
-CELLS = {192: 1, 1536: 2, 5184: 3, 12288: 4, 41472: 6, 98304: 8, 331776: 12, 786432: 16, 1119744: 18}  # per edge
 QUICK = [192, 1536]
 SKIN = 1.0  # A
-REFERENCE = 12288  # atoms; slopes start here
 RACED = 1536  # atoms; larger sizes are left to DeePMD-kit's fastest way
-STUDENTS = {"dpsim, full rank": "full", "dpsim, rank by tolerance": "auto", "dpsim, 16 modes": 16}
-PEERS = {
-    "DeePMD-kit TensorFlow, C library": ("deepmd-library", "compressed.pb"),
-    "DeePMD-kit TensorFlow, Python": ("deepmd-python", "compressed.pb"),
-    "DeePMD-kit PyTorch, C library": ("deepmd-library", "compressed.pth"),
-    "DeePMD-kit PyTorch, Python": ("deepmd-python", "compressed.pth"),
-}
 BYTES_GUESSED = {"dpsim": 8e3, "deepmd": 250e3}  # per atom, before a size has been measured
-FLOPS_ENVIRONMENT = 50  # per neighbour, beside what `dpsim compress` counts
 
 
 def main() -> None:
@@ -102,116 +91,6 @@ def parse() -> argparse.Namespace:
     return args
 
 
-# ---- models ----------------------------------------------------------------------------------------------------------
-def make_peers(args: argparse.Namespace) -> None:
-    """model.pth, model.dp, compressed.pth and compressed.pb in --work, those that are not there yet."""
-
-    def dp(*command: str, makes: str) -> None:
-        if not (args.work / makes).exists():
-            print(f"dp {' '.join(command)}", flush=True)
-            with (args.work / f"{makes}.log").open("w") as log:
-                subprocess.run(
-                    [str(Path(args.peer_python).parent / "dp"), *command],
-                    check=True, cwd=args.work, stdout=log, stderr=log, env=peer_environment(),
-                )  # fmt: skip
-
-    spec = peer_input(Model(SE_E2_A), args.data)
-    spec["training"] |= {"numb_steps": args.train_steps, "save_freq": args.train_steps}
-    spec["learning_rate"] |= {"stop_lr": 1e-5, "decay_steps": max(1, args.train_steps // 20)}
-    (args.work / "input.json").write_text(json.dumps(spec, indent=1))
-    dp("--pt", "train", "input.json", makes="checkpoint")
-    dp("--pt", "freeze", "-o", "model.pth", makes="model.pth")
-    dp("convert-backend", "model.pth", "model.dp", makes="model.dp")
-    dp("--pt", "compress", "-i", "model.pth", "-o", "compressed.pth", makes="compressed.pth")
-    if not (args.work / "bare.dp").exists():
-        for_tensorflow(args.work / "model.dp", args.work / "bare.dp")
-    dp("convert-backend", "bare.dp", "model.pb", makes="model.pb")
-    dp("--tf", "compress", "-i", "model.pb", "-o", "compressed.pb", "-t", "input.json", makes="compressed.pb")
-
-
-def for_tensorflow(source: Path, target: Path) -> None:
-    """A copy of a portable model that DeePMD-kit's `compress` can bring through TensorFlow unchanged.
-
-    Without the shortest distance it reads input.json and the data again, instead of stopping at the training script of
-    converted models, which lacks a learning rate. The elements' energies become the fitting's: it drops the model's.
-    """
-    import h5py
-
-    shutil.copyfile(source, target)
-    with h5py.File(target, "r+") as file:
-        tree = json.loads(file.attrs["json"])
-        del tree["@variables"]["min_nbor_dist"]
-        of_model = file[tree["model"]["@variables"]["out_bias"]]
-        of_fitting = file[tree["model"]["fitting"]["@variables"]["bias_atom_e"]]
-        of_fitting[...] += of_model[0]
-        of_model[...] = 0
-        file.attrs["json"] = json.dumps(tree)
-
-
-def peer_environment() -> dict[str, str]:
-    return {
-        **os.environ, "PYTHONPATH": "", "CUDA_VISIBLE_DEVICES": "", "NUM_WORKERS": "0", "OMP_NUM_THREADS": "1",
-        "DP_INTRA_OP_PARALLELISM_THREADS": "1", "DP_INTER_OP_PARALLELISM_THREADS": "1",
-    }  # fmt: skip
-
-
-def make_students(args: argparse.Namespace) -> dict[str, Any]:
-    """The students of the model, made anew by this version of dpsim: what their reports say."""
-    from dpsim.distill.compress import compress_file
-
-    found = {}
-    for name, rank in STUDENTS.items():
-        report = compress_file(
-            args.work / "model.dp", args.work / f"student-{rank}.dpsim", [args.data],
-            max_frames=2 if args.quick else 10, rank=rank,
-        )  # fmt: skip
-        found[name] = report.to_json()
-    return found
-
-
-def native_description() -> str:
-    """The native library in use, or why there is none."""
-    from dpsim.kernels import native
-
-    found = native.capabilities()
-    return found.problem or f"libdpsim {found.version}, {found.isa}, OpenMP {'on' if found.openmp else 'off'}"
-
-
-# ---- structures ------------------------------------------------------------------------------------------------------
-def structure(data: Path, frame: int, cells: int, path: Path) -> Path:
-    """A file of types, positions and cell: one frame of the data, repeated along each edge."""
-    positions = np.load(data / "set.000/coord.npy")[frame].reshape(-1, 3).astype(float)
-    cell = np.load(data / "set.000/box.npy")[frame].reshape(3, 3).astype(float)
-    positions -= np.floor(positions @ np.linalg.inv(cell)) @ cell
-    shifts = np.stack(np.meshgrid(*3 * [np.arange(cells)], indexing="ij"), -1).reshape(-1, 3) @ cell
-    types = np.loadtxt(data / "type.raw", dtype=np.int64)
-    every = (shifts[:, None] + positions[None]).reshape(-1, 3)
-    np.savez(path, types=np.tile(types, len(shifts)), positions=every, cell=cells * cell)
-    return path
-
-
-def reference(model: Path, files: list[Path]) -> list[tuple[float, np.ndarray]]:
-    """Energy and forces of the uncompressed model in float64 on structures: dpsim's PyTorch path."""
-    import torch
-
-    from dpsim.data.frame import Batch, Frame
-    from dpsim.models.deepmd.files import read_deepmd
-    from dpsim.models.energy_model import EnergyModel
-
-    imported = read_deepmd(model)
-    teacher = EnergyModel(imported.config.model_copy(update={"precision": "float64"}))
-    teacher.load_state_dict(imported.state_dict())
-    found = []
-    for file in files:
-        s = np.load(file)
-        frame = Frame(s["positions"], s["types"], tuple(teacher.type_map), s["cell"], np.ones(3, dtype=bool))
-        prediction = teacher.eval()(Batch.from_frames([frame], teacher.rcut))
-        assert prediction.forces is not None
-        found.append((float(prediction.energy.detach().to(torch.float64)), prediction.forces.detach().numpy()))
-    return found
-
-
-# ---- measurement -----------------------------------------------------------------------------------------------------
 class Measurement:
     """One run: `report` is filled, and written after each size."""
 
@@ -415,124 +294,6 @@ def ceiling(threads: int, folder: Path, realtime: bool) -> float:
 def available_bytes() -> float:
     lines = Path("/proc/meminfo").read_text().splitlines()
     return 1024.0 * next(int(line.split()[1]) for line in lines if line.startswith("MemAvailable"))
-
-
-# ---- report ----------------------------------------------------------------------------------------------------------
-def markdown(report: dict[str, Any]) -> str:
-    """The report as tables."""
-    first = next(iter(report["students"].values()))
-    lines = [
-        "# Students: energy, forces and virial of water, the same weights in DeePMD-kit and dpsim",
-        "",
-        f"{report['date']}; {report['cpu']}, {report['cores']} cores, load before the run {report['load_before']}; "
-        f"{report['native']}. Medians of {report['windows']} windows taken in turn; "
-        "what is timed: `student.py --help`. "
-        f"Lists of cutoff + {report['skin_A']} A"
-        + (f", one in {report['steps_per_list']:.0f} steps at 330 K." if "steps_per_list" in report else "."),
-        "",
-        "| model | force error rms | max (eV/A) | energy error max (eV/atom) |",
-        "|---|---|---|---|",
-        *(
-            f"| {name} | {e['force_rms']:.1e} | {e['force_max']:.1e} | {e['energy_max']:.1e} |"
-            for name, e in report["accuracy"].items()
-        ),
-        "",
-        f"Against the uncompressed model in float64, {first['neighbors']:.0f} neighbours per atom, rms force "
-        f"{report.get('force_rms', math.nan):.2f} eV/A.",
-    ]
-    for name, student in report["students"].items():
-        lines.append(f"- {name}: {describe(student)}")
-    for threads, sizes in report["results"].items():
-        lines += ["", f"## {plural(threads)}", "", *table(report, threads, sizes)]
-    lines += ["", "## Dynamics: 192 atoms, 0.5 fs, `dpsim run` with all its output", ""]
-    for threads, runs in report.get("dynamics", {}).items():
-        for name, run in runs.items():
-            lines.append(
-                f"- {name}, {plural(threads)}: {run['ms_per_step']:.2f} ms/step, {run['ns_per_day']:.1f} ns/day"
-            )
-    return "\n".join([*lines, *foot(report)]) + "\n"
-
-
-def plural(threads: Any) -> str:
-    return f"{threads} thread{'s' if int(threads) > 1 else ''}"
-
-
-def describe(student: dict[str, Any]) -> str:
-    """Size and cost of a student."""
-    parts = "; ".join(
-        f"{p['width']} functions per pair of types, {p['n_intervals']} intervals of {p['step']:.3f} A, "
-        f"{p['n_features']} features"
-        for p in student["parts"]
-    )
-    return f"{parts}; {flops(student) / 1e6:.2f} MFLOP per atom and call"
-
-
-def flops(student: dict[str, Any]) -> float:
-    return student["flops_student"] + FLOPS_ENVIRONMENT * student["neighbors"]
-
-
-def table(report: dict[str, Any], threads: Any, sizes: dict[int, Any]) -> list[str]:
-    """One row per size and side."""
-    rows = [
-        "| atoms | program | ms/step | us/atom | with lists | faster | force error rms | of the ceiling | bytes/atom |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    ceiling = report["ceiling_gflops"][threads]
-    for n_atoms, size in sizes.items():
-        peers = [s["ms"] for name, s in size["sides"].items() if name in PEERS]
-        for name, s in size["sides"].items():
-            ratio = f"{min(peers) / s['with_lists_ms']:.1f}x" if peers and name in STUDENTS else "-"
-            student = report["students"].get(name, report["students"]["dpsim, full rank"])
-            share = flops(student) * n_atoms / (s["ms"] * 1e6 * ceiling)
-            memory = "-" if int(n_atoms) == min(CELLS) else f"{s['bytes_per_atom']:.0f}"
-            rows.append(
-                f"| {n_atoms} | {name} | {s['ms']:.4g} | {s['us_per_atom']:.2f} | "
-                f"{1000 * s['with_lists_ms'] / n_atoms:.2f} | {ratio} | {report['accuracy'][name]['force_rms']:.1e} | "
-                f"{100 * share:.0f} % | {memory} |"
-            )
-    notes = [f"Ceiling: {ceiling:.0f} GFLOP/s; DeePMD-kit's share counts the operations of dpsim's full-rank student."]
-    for name in STUDENTS:
-        measured = [(n, size["sides"][name]["ms"]) for n, size in sizes.items() if name in size["sides"]]
-        large = [(n, ms) for n, ms in measured if int(n) >= REFERENCE]
-        if len(large) > 1:
-            (n0, t0), (n1, t1) = large[0], large[-1]
-            slope = math.log(t1 / t0) / math.log(int(n1) / int(n0))
-            notes.append(f"{name}: time grows as N^{slope:.3f} from {n0} to {n1} atoms.")
-    notes += [
-        f"{name}: {one / size['sides'][name]['ms']:.2f}x as fast as with 1 thread at {n_atoms} atoms."
-        for n_atoms, size in sizes.items()
-        for name in STUDENTS
-        if (one := one_thread(report, threads, n_atoms, name)) and n_atoms == REFERENCE
-    ]
-    for n_atoms, size in sizes.items():
-        for name, why in size["left_out"].items():
-            notes.append(f"{n_atoms} atoms, {name}: {why}.")
-        if not size["interleaved"]:
-            notes.append(f"{n_atoms} atoms: one program after the other, for memory.")
-    return [*rows, "", *(f"- {note}" for note in notes)]
-
-
-def one_thread(report: dict[str, Any], threads: int, n_atoms: int, name: str) -> float | None:
-    """ms with one thread, where that has been measured too."""
-    if threads == 1 or name not in report["results"].get(threads, {}).get(n_atoms, {"sides": {}})["sides"]:
-        return None
-    size = report["results"].get(1, {}).get(n_atoms, {"sides": {}})
-    return size["sides"].get(name, {}).get("ms")
-
-
-def foot(report: dict[str, Any]) -> list[str]:
-    """Versions, and a warning if the machine was not quiet."""
-    lines = ["", "## Versions", ""]
-    found: dict[str, None] = dict.fromkeys(
-        f"- {name.split()[0].strip(',')}: {', '.join(f'{key} {value}' for key, value in versions.items())}"
-        for name, versions in report.get("versions", {}).items()
-    )
-    lines += found
-    sides = [s for sizes in report["results"].values() for size in sizes.values() for s in size["sides"].values()]
-    shares = [share for s in sides for share in s["foreign_cpu"]]
-    if shares and max(shares) > MAX_FOREIGN:
-        lines.append(f"- NOT QUIET: other processes used up to {100 * max(shares):.0f} % of the machine in a window.")
-    return lines
 
 
 if __name__ == "__main__":

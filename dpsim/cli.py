@@ -355,16 +355,15 @@ def show(
 
 @app.command()
 def schema(
-    of_training: Annotated[bool, typer.Option("--train", help="Of training files instead of protocols.")] = False,
-    of_distillation: Annotated[bool, typer.Option("--distill", help="Of distillations instead.")] = False,
+    kind: Annotated[
+        str,
+        typer.Argument(help="The command that reads such files: run, train, test, learning-curve, distill or accept."),
+    ] = "run",
 ) -> None:
-    """Print the JSON schema of a protocol: editors complete and check YAML files with it."""
-    from dpsim.distill.config import DistillConfig
-    from dpsim.protocols.registry import json_schema
-    from dpsim.train.config import TrainConfig
+    """Print the JSON schema of a protocol, or of another kind of file: editors complete and check YAML with it."""
+    from dpsim.filekinds import json_schema
 
-    other = TrainConfig if of_training else DistillConfig if of_distillation else None
-    typer.echo(json.dumps(json_schema() if other is None else other.model_json_schema(), indent=2))
+    typer.echo(json.dumps(json_schema(kind), indent=2))
 
 
 @app.command()

@@ -1,33 +1,52 @@
-"""What a YAML file is, told by its keys, and how each kind is checked without running it: `dpsim validate`."""
+"""The kinds of YAML files: told by their keys and checked without running (`dpsim validate`), described by their JSON
+schemas (`dpsim schema`).
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
-from dpsim.config import load_yaml
+from dpsim.config import StrictModel, load_yaml
 from dpsim.errors import ConfigError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Describes files of a kind by a JSON schema, and checks one: reads it and everything that it names.
+
+    check raises DpsimError where the file could not be run.
+    """
+
+    schema: Callable[[], dict[str, Any]]
+    check: Callable[[Path], object]
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of file. command: what it is for; any, all: keys that tell it, one of the first or all of the second.
 
-    check: reads it and everything it names, and raises DpsimError where it could not be run.
+    reader: imports what reads it.
     """
 
     name: str
     command: str
-    check: Callable[[Path], None]
+    reader: Callable[[], Reader]
     any: frozenset[str] = frozenset()
     all: frozenset[str] = frozenset()
 
     def fits(self, keys: set[str]) -> bool:
         """Whether a file with these keys is of this kind."""
         return self.all <= keys and (not self.any or bool(self.any & keys))
+
+    @property
+    def key(self) -> str:
+        """Its name in `dpsim schema`: that of the command."""
+        return self.command.split()[1]
 
     @property
     def told_by(self) -> str:
@@ -38,8 +57,19 @@ class Kind:
 def check_file(path: Path) -> Kind:
     """Check everything that can be checked without simulating or training. Raises DpsimError."""
     kind = kind_of(path)
-    kind.check(path)
+    kind.reader().check(path)
     return kind
+
+
+def json_schema(key: str) -> dict[str, Any]:
+    """The JSON schema of the files of a command: run, train, ... Raises ConfigError where there is none."""
+    kinds = {kind.key: kind for kind in KINDS}
+    if key not in kinds:
+        known = ", ".join(f"{key} ({kind.name})" for key, kind in kinds.items())
+        raise ConfigError(
+            f"`kind` is {key}; expected one of these: {known}.{did_you_mean(key, kinds) or ' Name one of them.'}"
+        )
+    return kinds[key].reader().schema()
 
 
 def kind_of(path: Path) -> Kind:
@@ -65,43 +95,47 @@ def _quoted(keys: frozenset[str]) -> list[str]:
     return [f"`{key}`" for key in sorted(keys)]
 
 
-def _protocol(path: Path) -> None:
+def _of(config: type[StrictModel], check: Callable[[Any], object]) -> Reader:
+    return Reader(config.model_json_schema, lambda path: check(load_yaml(path, config)))
+
+
+def _protocol() -> Reader:
     from dpsim.protocols import registry
 
-    registry.check(registry.load_protocol(path))
+    return Reader(registry.json_schema, lambda path: registry.check(registry.load_protocol(path)))
 
 
-def _distillation(path: Path) -> None:
+def _distillation() -> Reader:
     from dpsim.distill.config import DistillConfig
     from dpsim.distill.plan import check
 
-    check(load_yaml(path, DistillConfig))
+    return _of(DistillConfig, check)
 
 
-def _acceptance(path: Path) -> None:
+def _acceptance() -> Reader:
     from dpsim.distill.accept import AcceptConfig, check_accept
 
-    check_accept(load_yaml(path, AcceptConfig))
+    return _of(AcceptConfig, check_accept)
 
 
-def _learning_curve(path: Path) -> None:
+def _learning_curve() -> Reader:
     from dpsim.train.learning_curve import CurveConfig, check_curve
 
-    check_curve(load_yaml(path, CurveConfig))
+    return _of(CurveConfig, check_curve)
 
 
-def _sets(path: Path) -> None:
+def _sets() -> Reader:
     from dpsim.train.testing import SetsConfig, require_sets
 
-    require_sets(load_yaml(path, SetsConfig))
+    return _of(SetsConfig, require_sets)
 
 
-def _training(path: Path) -> None:
+def _training() -> Reader:
     from dpsim.train.config import TrainConfig
     from dpsim.train.finetune import complete
     from dpsim.train.setup import open_data
 
-    open_data(complete(load_yaml(path, TrainConfig), {}))
+    return _of(TrainConfig, lambda config: open_data(complete(config, {})))
 
 
 PROTOCOL = Kind("a protocol", "dpsim run", _protocol, any=frozenset(("protocol", "stages", "structure")))

@@ -28,7 +28,8 @@ from dpsim.analysis.elasticity import (
 )
 from dpsim.analysis.report import Figure, Result, Section, Table
 from dpsim.protocols.context import AnalysisOutput
-from dpsim.protocols.static import GPA, Part, Relaxed, Static, Statics, result, structures_section
+from dpsim.protocols.relaxations import Relaxed, Statics
+from dpsim.protocols.static import GPA, Part, Static, result, structures_section
 from dpsim.protocols.symmetry import crystal_symmetry
 
 if TYPE_CHECKING:

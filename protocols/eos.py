@@ -21,8 +21,9 @@ from dpsim.analysis.eos import EquationOfState, fit_eos, transition_pressures
 from dpsim.analysis.report import Figure, Result, Section, Table
 from dpsim.errors import DataError
 from dpsim.protocols.context import AnalysisOutput
+from dpsim.protocols.relaxations import Relaxed, Statics
 from dpsim.protocols.schema import Structure
-from dpsim.protocols.static import GPA, Part, Relaxed, Static, Statics, result, structures_section
+from dpsim.protocols.static import GPA, Part, Static, result, structures_section
 
 if TYPE_CHECKING:
     from ase import Atoms

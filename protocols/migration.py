@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from dpsim.protocols.static import Relaxed, Statics
+from dpsim.protocols.relaxations import Relaxed, Statics
 
 if TYPE_CHECKING:
     from ase import Atoms

@@ -21,7 +21,7 @@ from dpsim.protocols.analyses import AdfAnalysis, RdfAnalysis
 from dpsim.protocols.context import CalculatorFor, RunContext, StageRecord, Stopped
 from dpsim.protocols.plan import Plan, plan_stages, together
 from dpsim.protocols.progress import ProgressDisplay
-from dpsim.protocols.rundir import PROTOCOL, RunOutcome, locked, stop_on_signals, stopped_outcome
+from dpsim.protocols.rundir import PROTOCOL, RunOutcome, locked, stopped_outcome
 from dpsim.protocols.runner import (
     Checked,
     default_calculator,
@@ -33,6 +33,7 @@ from dpsim.protocols.runner import (
 from dpsim.protocols.runner import check_protocol as check_run
 from dpsim.protocols.schema import Protocol, ProtocolHead
 from dpsim.protocols.stages import whole_number
+from dpsim.signals import stop_on_signals
 
 SAMPLING = "nvt"
 """The stage that is analysed: that of molecular dynamics has this name too, so that `dpsim compare` finds both."""

@@ -1,14 +1,12 @@
-"""The folder of a run: one process at a time works in it, a signal ends the work cleanly, and the results lie in it."""
+"""The folder of a run: one process at a time works in it, and the results lie in it."""
 
 from __future__ import annotations
 
 import fcntl
-import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 from dpsim.analysis.report import Verdict, overall_verdict, write_report, write_results_json
@@ -77,50 +75,3 @@ def locked(directory: Path) -> Iterator[None]:
                 "Wait for it, or use --directory."
             ) from error
         yield
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[Callable[[], bool]]:
-    """A function that says whether SIGINT or SIGTERM asked to stop; a second one interrupts at once."""
-    asked: list[int] = []
-
-    def remember(number: int, frame: FrameType | None) -> None:
-        if asked:
-            raise KeyboardInterrupt
-        asked.append(number)
-
-    with _handling(remember):
-        yield lambda: bool(asked)
-
-
-@contextmanager
-def interrupted_by_signals() -> Iterator[None]:
-    """SIGINT and SIGTERM both raise KeyboardInterrupt, wherever the program is; so do the errors that follow of it."""
-    asked: list[int] = []
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        asked.append(number)
-        raise KeyboardInterrupt
-
-    try:
-        with _handling(interrupt):
-            yield
-    except Exception as error:
-        if asked:  # of processes that were interrupted with this one
-            raise KeyboardInterrupt from error
-        raise
-
-
-@contextmanager
-def _handling(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
-    before = {}
-    try:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            before[number] = signal.signal(number, handler)
-    except ValueError:  # not in the main thread: whoever runs us there stops us in another way
-        pass
-    try:
-        yield
-    finally:
-        for number, old in before.items():
-            signal.signal(number, old)

@@ -27,9 +27,10 @@ from dpsim.protocols.deviation import deviation_output, make_committee, observer
 from dpsim.protocols.plan import Plan, measure, plan_stages
 from dpsim.protocols.progress import ProgressDisplay
 from dpsim.protocols.provenance import model_file, provenance
-from dpsim.protocols.rundir import PROTOCOL, RunOutcome, conclude_run, locked, stop_on_signals, stopped_outcome
+from dpsim.protocols.rundir import PROTOCOL, RunOutcome, conclude_run, locked, stopped_outcome
 from dpsim.protocols.schema import Protocol, ProtocolHead
 from dpsim.protocols.summary import run_facts, run_sections
+from dpsim.signals import stop_on_signals
 
 
 @dataclass(frozen=True)

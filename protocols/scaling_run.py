@@ -30,9 +30,10 @@ from dpsim.protocols.memory import peak_memory, reset_peak_memory
 from dpsim.protocols.plan import Plan, Step, time_steps, to_be_timed
 from dpsim.protocols.progress import ProgressDisplay
 from dpsim.protocols.provenance import model_file, origin_of, structure_hash
-from dpsim.protocols.rundir import PROTOCOL, RunOutcome, conclude_run, interrupted_by_signals, locked, stopped_outcome
+from dpsim.protocols.rundir import PROTOCOL, RunOutcome, conclude_run, locked, stopped_outcome
 from dpsim.protocols.runner import default_calculator
 from dpsim.protocols.scaling import Repeat, ScalingProtocol
+from dpsim.signals import interrupted_by_signals
 from dpsim.workers import Outcome, Unit, WorkersConfig, forget_other, run_units
 
 if TYPE_CHECKING:
@@ -40,7 +41,13 @@ if TYPE_CHECKING:
 
 SIZES = "sizes"
 _TRIAL_STEPS, _TRIAL_SECONDS = 6, 0.3  # to choose the length of a block
-_NOT_OF_A_SIZE = ("memory", "repeats", "threads", "slowest_step", "checkpoint_seconds")  # changes no measurement
+_NOT_OF_A_SIZE = (
+    "memory",
+    "repeats",
+    "threads",
+    "slowest_step_seconds",
+    "checkpoint_seconds",
+)  # changes no measurement
 _STARTING_SECONDS = 5.0  # of a process that imports torch and loads a model, for the estimate
 
 
@@ -76,7 +83,7 @@ def run_protocol(
         with locked(directory), interrupted_by_signals(), shown:
             atomic_write(directory / PROTOCOL, dump_yaml(config).encode())
             found = {
-                series.name: [*_measure(series, config.slowest_step, shown)]
+                series.name: [*_measure(series, config.slowest_step_seconds, shown)]
                 for series in series_of(config, directory, structure_hash(atoms), calculator_for)
             }
             output = conclude(config, found, directory / "figures")
@@ -124,7 +131,7 @@ def plan_protocol(config: ScalingProtocol, calculator_for: CalculatorFor = defau
         of_a_step = time_steps(engine, state_from_atoms(atoms), calculator_for(one, None), stage)
         for threads in config.threads:
             for k, repeat in enumerate(config.ordered()):
-                if k and (of_a_step or 0.0) * prod(repeat) > config.slowest_step:
+                if k and (of_a_step or 0.0) * prod(repeat) > config.slowest_step_seconds:
                     break
                 name = f"{config.series(label, threads)} {_folder(repeat)}"
                 steps.append(_step(config, name, prod(repeat), len(atoms), of_a_step))
@@ -162,7 +169,7 @@ def series_of(config: ScalingProtocol, directory: Path, structure: str, calculat
     return found
 
 
-def _measure(series: Series, slowest_step: float, display: ProgressDisplay) -> Iterator[Outcome]:
+def _measure(series: Series, slowest_step_seconds: float, display: ProgressDisplay) -> Iterator[Outcome]:
     """The sizes one after another, until one fails or the next would be too slow."""
     here = WorkersConfig(threads=series.threads, retries=0)
     for unit in series.units:
@@ -174,7 +181,7 @@ def _measure(series: Series, slowest_step: float, display: ProgressDisplay) -> I
             break
         if (larger := series.after(unit)) is not None:
             expected = _middle(outcome.result["seconds"]) * _times(larger) / _times(unit)
-            if expected > slowest_step:
+            if expected > slowest_step_seconds:
                 display.say(f"{series.name} {larger.folder.name}: left out, about {expected:.3g} s a step")
                 break
 

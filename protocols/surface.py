@@ -23,7 +23,8 @@ from dpsim.analysis.report import Curve, Figure, Result, Section, Table
 from dpsim.config import Length, StrictModel
 from dpsim.errors import ConfigError
 from dpsim.protocols.context import AnalysisOutput
-from dpsim.protocols.static import Part, Relaxed, Static, Statics, atoms_section, result, structures_section
+from dpsim.protocols.relaxations import Relaxed, Statics
+from dpsim.protocols.static import Part, Static, atoms_section, result, structures_section
 from dpsim.units import factor
 
 if TYPE_CHECKING:

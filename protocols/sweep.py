@@ -31,20 +31,13 @@ from dpsim.protocols.context import AnalysisOutput, CalculatorFor, StageRecord
 from dpsim.protocols.plan import Plan, plan_stages, together
 from dpsim.protocols.progress import ProgressDisplay, ProgressFile, watching
 from dpsim.protocols.provenance import origin_of
-from dpsim.protocols.rundir import (
-    PROTOCOL,
-    RESULTS,
-    RunOutcome,
-    conclude_run,
-    interrupted_by_signals,
-    locked,
-    stopped_outcome,
-)
+from dpsim.protocols.rundir import PROTOCOL, RESULTS, RunOutcome, conclude_run, locked, stopped_outcome
 from dpsim.protocols.runner import Checked, default_calculator, require_continuable, stage_records, time_of_step
 from dpsim.protocols.runner import check_protocol as check_run
 from dpsim.protocols.runner import run_protocol as run_one
 from dpsim.protocols.schema import Protocol, ProtocolHead
 from dpsim.protocols.summary import structure_section
+from dpsim.signals import interrupted_by_signals
 from dpsim.workers import Outcome, Unit, WorkersConfig, forget_other, run_units
 
 POINTS = "points"

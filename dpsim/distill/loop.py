@@ -31,7 +31,8 @@ from dpsim.distill.run import CONFIG, DistillOutcome, Interrupted, RoundRecord, 
 from dpsim.errors import ConfigError, DpsimError
 from dpsim.files import atomic_write
 from dpsim.models.checkpoint import load_trainable, save_model
-from dpsim.protocols.rundir import interrupted_by_signals, locked
+from dpsim.protocols.rundir import locked
+from dpsim.signals import interrupted_by_signals
 
 # Sections of distill.yaml that may change between two runs in one folder: they say when it ends and who works.
 _FREE = {"rounds", "converged", "budget", "workers", "accept", "teacher_device"}

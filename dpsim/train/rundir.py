@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import signal
-import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import IO, Any
 
 from dpsim.errors import ConfigError, TrainingError
+from dpsim.signals import handling
 from dpsim.train.config import TrainConfig
 
 # Keys free to differ between a run and its continuation: they change nothing in the weights, `threads` but rounding.
@@ -62,40 +64,25 @@ def _lock(file: IO[str]) -> bool:
     return True
 
 
-class StopFlag:
-    """`reason` is '' until SIGINT, SIGTERM or the time limit (fs) asks the run to stop after the present step.
+@contextmanager
+def asked_to_stop(time_limit: float | None) -> Iterator[Callable[[], str]]:
+    """A function that says why to stop after the present step: SIGINT, SIGTERM, or the time limit (fs); "": go on.
 
-    A second SIGINT interrupts at once.
+    A second SIGINT interrupts at once, a second SIGTERM does not.
     """
+    asked: list[str] = []
+    deadline = math.inf if time_limit is None else time.monotonic() + time_limit * 1e-15
 
-    def __init__(self, time_limit: float | None):
-        self._signal = ""
-        self._deadline = None if time_limit is None else time.monotonic() + time_limit * 1e-15
-        self._old: dict[int, Any] = {}
-
-    @property
-    def reason(self) -> str:
-        if self._signal:
-            return self._signal
-        late = self._deadline is not None and time.monotonic() > self._deadline
-        return "time_limit" if late else ""
-
-    def __enter__(self) -> StopFlag:
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGINT, signal.SIGTERM):
-                self._old[number] = signal.signal(number, self._note)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        if self._signal and number == signal.SIGINT:
+    def remember(number: int, frame: FrameType | None) -> None:
+        if asked and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self._signal = signal.Signals(number).name
+        asked.append(signal.Signals(number).name)
+
+    def reason() -> str:
+        return asked[-1] if asked else "time_limit" if time.monotonic() > deadline else ""
+
+    with handling(remember):
+        yield reason
 
 
 def with_batches(config: TrainConfig, world: int, saved: Mapping[str, Any]) -> TrainConfig:

@@ -33,7 +33,7 @@ from dpsim.train.opening import opening, provenance
 from dpsim.train.optimizer import build_optimizer
 from dpsim.train.progress import Reporter, Silent, default_reporter
 from dpsim.train.ranks import Ranks
-from dpsim.train.rundir import RunDirectory, StopFlag, check_same_run, with_batches
+from dpsim.train.rundir import RunDirectory, asked_to_stop, check_same_run, with_batches
 from dpsim.train.schedule import decay, learning_rate
 from dpsim.train.setup import build_fine_tuned, build_model, build_tasks, open_data
 from dpsim.train.state import Checkpoints, Ema, Progress
@@ -130,7 +130,7 @@ class Trainer:
                 columns = columns_of([t.name for t in self.tasks])
                 curve = LearningCurve(self.directory, progress.step, self.config.tensorboard, columns)
                 self.lcurve = stack.enter_context(curve)
-            stop = stack.enter_context(StopFlag(self.config.time_limit))
+            why_stop = stack.enter_context(asked_to_stop(self.config.time_limit))
             batches = stack.enter_context(closing(prefetch(self.batches.at, progress.step)))
             if progress.step == 0 and self.ranks.main:
                 self._begin()
@@ -140,7 +140,7 @@ class Trainer:
             while progress.step < steps and not reason:
                 self.step(next(batches))
                 self.reporter.advance(progress.step)
-                reason = self.ranks.agree(stop.reason)
+                reason = self.ranks.agree(why_stop())
                 if self.ranks.main:
                     self._after_step(last=progress.step == steps or bool(reason))
         return self._result(reason)

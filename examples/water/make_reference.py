@@ -14,27 +14,22 @@ from dpsim.analysis.angles import angle_distribution, column_name
 from dpsim.analysis.curves import save_curves
 from dpsim.analysis.rdf_reference import save_rdf
 from dpsim.analysis.structure import rdf
-from dpsim.data.readers import open_dataset
-from dpsim.trajectory import TrajectoryWriter, write_topology
+from dpsim.protocols.data_stage import stage_of_data
 
 SHELL = 3.4  # A: neighbours of an oxygen, up to about the first minimum of g_OO
 
 
 def main(data: str) -> None:
     """Write the frames as a trajectory and analyse it like any other."""
-    frames = [system.frame(k) for system in open_dataset(data) for k in range(len(system))]
     with tempfile.TemporaryDirectory() as folder:
-        topology = write_topology(Path(folder) / "aimd.pdb", frames[0].symbols, frames[0].positions, frames[0].cell)
-        trajectory = Path(folder) / "aimd.trr"
-        with TrajectoryWriter(trajectory, frames[0].n_atoms) as writer:
-            for step, frame in enumerate(frames):
-                writer.append(step, 0.001 * step, frame.positions, frame.cell)
-        result = rdf((topology, trajectory))
-        angles = angle_distribution((topology, trajectory), ("O", "O", "O"), ((0.0, SHELL), (0.0, SHELL)))
+        stage = stage_of_data(data, Path(folder))
+        result = rdf((stage.topology, stage.trajectory))
+        shells = ((0.0, SHELL), (0.0, SHELL))
+        angles = angle_distribution((stage.topology, stage.trajectory), ("O", "O", "O"), shells)
     here = Path(__file__).parent
-    print(len(frames), "frames ->", save_rdf(here / "rdf_aimd.csv", result))
+    print(result[0].n_frames, "frames ->", save_rdf(here / "rdf_aimd.csv", result))
     columns = [(column_name(angles), angles.curve)]
-    print(len(frames), "frames ->", save_curves(here / "adf_aimd.csv", "angle_deg", columns))
+    print(result[0].n_frames, "frames ->", save_curves(here / "adf_aimd.csv", "angle_deg", columns))
 
 
 if __name__ == "__main__":

@@ -12,17 +12,15 @@ from PIL import Image
 from dpsim.analysis.figures import PALETTE, figure
 from dpsim.analysis.report import Curve, Result, read_results_json, write_results_json
 from dpsim.analysis.statistics import format_value
-from dpsim.data.readers import open_dataset
-from dpsim.engines.base import RunControl, StageResult, StageSettings, State
-from dpsim.engines.output import StageOutput
+from dpsim.engines.base import RunControl
 from dpsim.protocols.analysis_table import run_analysis
 from dpsim.protocols.compare import compare_runs
-from dpsim.protocols.context import RunContext, StageRecord
+from dpsim.protocols.context import RunContext
+from dpsim.protocols.data_stage import stage_of_data
 from dpsim.protocols.registry import parse_protocol
 from dpsim.protocols.rundir import RESULTS
 
 HERE = Path(__file__).parent
-SPACING_FS = 1000.0  # between frames, which are far apart; how far is not known, and not needed
 LARGEST_REPORT = 1_000_000  # bytes
 NUMBERS = {  # of the table
     "temperature (K)": "nvt.averages.temperature",
@@ -57,7 +55,7 @@ def analyse_aimd(data: Path, folder: Path) -> Path:
     if (folder / RESULTS).exists():
         return folder
     protocol = parse_protocol((HERE / "water.yaml").read_text(), "water.yaml", HERE)
-    stage = _as_stage(data, folder / "stages" / "01_nvt")
+    stage = stage_of_data(data, folder / "stages" / "01_nvt")
     context = RunContext(protocol, folder, None, None, None, RunControl(0, ""), {"nvt": stage}, print)  # type: ignore[arg-type]
     results, curves = [], []
     for analysis in protocol.analyses:  # type: ignore[attr-defined]
@@ -68,26 +66,6 @@ def analyse_aimd(data: Path, folder: Path) -> Path:
             curves += found.curves
     write_results_json(folder / RESULTS, results, {"data": data.name}, title="AIMD", curves=curves)
     return folder
-
-
-def _as_stage(data: Path, folder: Path) -> StageRecord:
-    """The frames as the files that a stage leaves."""
-    frames = [system.frame(k) for system in open_dataset(data) for k in range(len(system))]
-    one = frames[0]
-    from ase.data import atomic_masses, atomic_numbers
-
-    numbers = np.array([atomic_numbers[s] for s in one.symbols])
-    states = [
-        State(numbers, atomic_masses[numbers], f.positions, np.zeros_like(f.positions), f.cell, np.ones(3, bool))
-        for f in frames
-    ]
-    output = StageOutput(folder, list(one.symbols), states[0], None)
-    for step, state in enumerate(states):
-        output.row(step, 1e-3 * SPACING_FS * step, *[float("nan")] * 7)
-        output.frame(step, 1e-3 * SPACING_FS * step, state, np.zeros_like(state.positions))
-    output.close()
-    settings = StageSettings("nvt", len(states) - 1, timestep_fs=SPACING_FS)
-    return StageRecord("nvt", folder, settings, StageResult(states[-1], len(states) - 1, True, 0.0, 0.0))
 
 
 def keep(runs: Mapping[str, Path], comparison: Path, results: Path) -> None:

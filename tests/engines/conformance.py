@@ -84,23 +84,24 @@ class EngineConformance:
 
     @pytest.mark.parametrize("name", [n for n in STAGES if n != "minimise"])
     def test_conserved_quantity(self, name: str, tmp_path: Path) -> None:
-        stage = replace(STAGES[name], n_steps=400)
+        stage = replace(STAGES[name], n_steps=200)
         self.run(stage, tmp_path)
         thermo = read_thermo(tmp_path / THERMO)
         conserved, total = thermo["conserved_eV"], thermo["total_energy_eV"]
-        # 5 fs on argon: the shadow energy differs by 1e-5 of the kinetic energy; thermostats move E by much more
+        # 5 fs on argon: the shadow energy differs by 1e-4 of the kinetic energy, 7e-4 where the cell moves too;
+        # thermostats move E by a thousand times as much
         scale = thermo["kinetic_energy_eV"].mean()
-        assert conserved.std() < 0.01 * scale
+        assert conserved.std() < 0.002 * scale
         if name != "nve":
-            assert total.std() > 5.0 * conserved.std()
+            assert total.std() > 200.0 * conserved.std()
 
     def test_conserved_quantity_improves_with_the_square_of_the_time_step(self, tmp_path: Path) -> None:
         spread = []
         for k in (1, 2):
-            stage = replace(STAGES["nve"], n_steps=400 * k, timestep_fs=10.0 / k)
+            stage = replace(STAGES["nve"], n_steps=150 * k, timestep_fs=10.0 / k)
             self.run(stage, tmp_path / str(k))
             spread.append(read_thermo(tmp_path / str(k) / THERMO)["total_energy_eV"].std())
-        assert spread[0] / spread[1] == pytest.approx(4.0, rel=0.15)
+        assert spread[0] / spread[1] == pytest.approx(4.0, rel=0.05)
 
     @pytest.mark.parametrize("name", list(STAGES))
     def test_interrupted_anywhere_equals_uninterrupted(self, name: str, tmp_path: Path) -> None:

@@ -15,7 +15,24 @@ from dpsim.neighbors import neighbor_list
 CUTOFF = 6.0
 
 
-class PairCalculator(Calculator):
+class ExactCalculator(Calculator):
+    """Sees whether a structure has changed bit by bit: ASE's comparison of floats costs more than these forces do."""
+
+    def check_state(self, atoms: Atoms, tol: float = 0.0) -> list[str]:
+        last = self.atoms
+        same = last is not None and all(
+            np.array_equal(old, new)
+            for old, new in (
+                (last.positions, atoms.positions),
+                (last.cell.array, atoms.cell.array),
+                (last.numbers, atoms.numbers),
+                (last.pbc, atoms.pbc),
+            )
+        )
+        return [] if same else list(all_changes)
+
+
+class PairCalculator(ExactCalculator):
     """Argon-like: U = sum 4 eps ((s/r)^12 - (s/r)^6) (1 - (r/rc)^2)^3, a function of the structure alone."""
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]
@@ -68,7 +85,7 @@ class FailingCalculator(PairCalculator):
         return forces
 
 
-class BondedCalculator(Calculator):
+class BondedCalculator(ExactCalculator):
     """U = sum k (r - r0)^2 / 2 over bonds fixed once and for all: anharmonic, and fast enough to sample with."""
 
     implemented_properties = ["energy", "free_energy", "forces", "stress"]

@@ -83,7 +83,7 @@ def check_interruptions(
     engine = engine or AseEngine()
     stage = StageSettings(
         kind=kind,  # type: ignore[arg-type]
-        n_steps=120,
+        n_steps=60,
         timestep_fs=1.0,
         initial_temperature_K=600.0,
         trajectory_every=5,
@@ -101,7 +101,7 @@ def check_interruptions(
     moved.calc = used
     moved.get_forces()  # what a calculator did before a stage has no part in it
     whole = run("whole", used)
-    for call in (37, 23, 31):
+    for call in (19, 11, 16):
         with pytest.raises(Killed):
             run("parts", Interrupted(potential, call))
     parts = run("parts", DPCalculator(potential, skin=0.3))

@@ -8,6 +8,7 @@ import pytest
 import yaml
 
 from dpsim import cli
+from dpsim.filekinds import KINDS, Kind
 from dpsim.models.checkpoint import save_model
 from dpsim.models.config import ModelConfig
 from dpsim.models.energy_model import EnergyModel
@@ -53,9 +54,19 @@ def test_template_is_a_protocol_that_its_schema_describes(dpsim, tmp_path: Path)
     assert code == cli.MISTAKE and "exists" in err
 
 
-def test_schema_of_training_files(dpsim):
-    code, out, _ = dpsim("schema", "--train")
-    assert code == 0 and "descriptor" in out
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.key)
+def test_every_kind_of_file_has_a_schema_with_the_keys_that_tell_it(dpsim, kind: Kind):
+    code, out, _ = dpsim("schema", kind.key)
+    found = json.loads(out)
+    described = [found, *found["$defs"].values()]  # a protocol's keys depend on which one it is
+    assert code == 0
+    assert kind.any | kind.all <= {key for one in described for key in one.get("properties", {})}
+    assert kind.key in dpsim("schema", "--help")[1]
+
+
+def test_kinds_of_files_without_a_schema_are_refused(dpsim):
+    code, _, err = dpsim("schema", "distil")
+    assert code == cli.MISTAKE and "accept (an acceptance test)" in err and "Did you mean `distill`?" in err
 
 
 def test_a_mistake_is_one_message_with_the_traceback_in_a_file(dpsim, tmp_path: Path):

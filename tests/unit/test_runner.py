@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
@@ -44,9 +45,18 @@ def run(tmp_path: Path, calculator: Any = None, directory: str = "run", **change
     )
 
 
-def test_everything_promised_is_written(tmp_path: Path) -> None:
-    outcome = run(tmp_path)
-    directory = tmp_path / "run"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> RunOutcome:
+    """The run of this protocol. To look at: what goes on with it takes a `copy_of`."""
+    return run(tmp_path_factory.mktemp("finished"))
+
+
+def copy_of(finished: RunOutcome, tmp_path: Path) -> None:
+    shutil.copytree(finished.directory, tmp_path / "run")
+
+
+def test_everything_promised_is_written(finished: RunOutcome) -> None:
+    outcome, directory = finished, finished.directory
     assert outcome.verdict == "PASS"
     assert not outcome.stopped
     for stage in ("01_nvt", "02_nve"):
@@ -67,15 +77,13 @@ def test_everything_promised_is_written(tmp_path: Path) -> None:
     assert sorted(p.suffix for p in (directory / "figures").iterdir())
 
 
-def test_written_protocol_reads_back(tmp_path: Path) -> None:
-    run(tmp_path)
-    assert load_protocol(tmp_path / "run" / "protocol.yaml") == protocol(tmp_path)
+def test_written_protocol_reads_back(finished: RunOutcome) -> None:
+    assert load_protocol(finished.directory / "protocol.yaml") == protocol(finished.directory.parent)
 
 
-def test_stages_follow_each_other(tmp_path: Path) -> None:
-    run(tmp_path)
-    end = load_checkpoint(tmp_path / "run/stages/01_nvt" / RESTART)
-    start = load_checkpoint(tmp_path / "run/stages/02_nve/start.npz")
+def test_stages_follow_each_other(finished: RunOutcome) -> None:
+    end = load_checkpoint(finished.directory / "stages/01_nvt" / RESTART)
+    start = load_checkpoint(finished.directory / "stages/02_nve/start.npz")
     assert end is not None
     assert start is not None
     np.testing.assert_array_equal(end.state.positions, start.state.positions)
@@ -96,7 +104,7 @@ class SignallingCalculator(PairCalculator):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signal_stops_cleanly_and_the_same_call_continues(tmp_path: Path, number: int) -> None:
+def test_signal_stops_cleanly_and_the_same_call_continues(tmp_path: Path, finished: RunOutcome, number: int) -> None:
     handler = signal.getsignal(signal.SIGINT)
     stopped = run(tmp_path, SignallingCalculator(100, number), directory="parts")
     assert stopped.stopped
@@ -105,23 +113,22 @@ def test_signal_stops_cleanly_and_the_same_call_continues(tmp_path: Path, number
     assert signal.getsignal(signal.SIGINT) is handler
     assert 0 < len(read_thermo(tmp_path / "parts/stages/02_nve" / THERMO)["step"]) < 201
     assert run(tmp_path, directory="parts").verdict == "PASS"
-    run(tmp_path, directory="whole")
     for stage in ("01_nvt", "02_nve"):
         for file in ("thermo.csv", "trajectory.trr"):
-            a, b = (tmp_path / d / "stages" / stage / file for d in ("parts", "whole"))
+            a, b = (folder / "stages" / stage / file for folder in (tmp_path / "parts", finished.directory))
             assert a.read_bytes() == b.read_bytes()
 
 
-def test_repeating_a_finished_run_simulates_nothing(tmp_path: Path) -> None:
-    run(tmp_path)
+def test_repeating_a_finished_run_simulates_nothing(tmp_path: Path, finished: RunOutcome) -> None:
+    copy_of(finished, tmp_path)
     calculator = PairCalculator()
     run(tmp_path, calculator)
     assert calculator.calls <= 2  # the check of the structure
 
 
-def test_longer_last_stage_continues_but_earlier_stages_are_fixed(tmp_path: Path) -> None:
-    run(tmp_path)
-    run(tmp_path, stages=[NVT, NVE | {"steps": 260}])
+def test_longer_last_stage_continues_but_earlier_stages_are_fixed(tmp_path: Path, finished: RunOutcome) -> None:
+    copy_of(finished, tmp_path)
+    run(tmp_path, stages=[NVT, NVE | {"steps": 260}], analyses=[])
     np.testing.assert_array_equal(read_thermo(tmp_path / "run/stages/02_nve" / THERMO)["step"], np.arange(261))
     with pytest.raises(ConfigError, match=r"earlier_stages was nvt \(40 steps\), is nvt \(50 steps\)"):
         run(tmp_path, stages=[NVT | {"steps": 50}, NVE | {"steps": 260}])
@@ -175,7 +182,7 @@ def test_two_runs_in_one_directory_are_refused(tmp_path: Path) -> None:
                     run(tmp_path)
             return forces
 
-    run(tmp_path, Nested())
+    run(tmp_path, Nested(), analyses=[])
 
 
 def test_unknown_elements_are_refused_before_anything_is_written(tmp_path: Path) -> None:
@@ -220,9 +227,9 @@ def test_molecule_in_vacuum(tmp_path: Path) -> None:
         run(tmp_path, structure=str(tmp_path / "dimer.xyz"), analyses=[{"type": "rdf"}], directory="b")
 
 
-def test_rdf_against_a_reference(tmp_path: Path) -> None:
+def test_rdf_against_a_reference(tmp_path: Path, finished: RunOutcome) -> None:
     """The same physics passes; a reference shifted by 0.6 A fails in position and shape."""
-    run(tmp_path)
+    copy_of(finished, tmp_path)
     columns = np.genfromtxt(tmp_path / "run" / "rdf_nve.csv", delimiter=",", names=True)
     for shift, verdict in ((0.0, "PASS"), (0.6, "FAIL")):
         np.savez(tmp_path / "ref.npz", r=columns["r"] + shift, gArAr=columns["gArAr"], n_frames=100)

@@ -11,7 +11,8 @@ import pytest
 
 from dpsim.errors import ConfigError, SimulationError
 from dpsim.protocols import registry
-from dpsim.protocols.static import Statics, plan_protocol, result
+from dpsim.protocols.relaxations import Statics
+from dpsim.protocols.static import plan_protocol, result
 from statics_for_tests import CRYSTALS, LennardJones, calculator_for, config, run_static
 
 FEW: dict[str, Any] = {"points": 6, "strain": 0.03}
