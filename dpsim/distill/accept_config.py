@@ -50,6 +50,9 @@ class AcceptCriteria(StrictModel):
     drift: EnergyDrift = Field(0.1, gt=0.0, description="drift of the total energy at constant energy")
 
 
+_NVE_FRAME = 1000.0  # fs between frames at constant energy, where only the energy is looked at
+
+
 class AcceptConfig(StrictModel):
     """The acceptance test: fresh dynamics of teacher and student, and how alike they must be."""
 
@@ -130,6 +133,6 @@ class AcceptConfig(StrictModel):
             kind="nve",
             n_steps=n_steps,
             timestep_fs=self.timestep,
-            trajectory_every=n_steps,
+            trajectory_every=max(1, round(_NVE_FRAME / self.timestep)),
             thermo_every=max(1, round(1.0 / self.timestep)),
         )

@@ -115,6 +115,11 @@ def test_done_work_is_not_done_again_and_longer_work_goes_on(good: tuple[Accepta
     accept(longer, spheres(), spheres(), folder / "run", say=said.append)
     assert sum(" md " in s for s in said) == 4
     assert md.read_text().startswith(before)
+    (nve,) = md.parents[2].glob("ar_600K.student.0/nve_after_280/thermo.csv")  # 160 + 960 fs in steps of 4 fs
+    before = nve.read_text()
+    longer = longer.model_copy(update={"nve_duration": 600.0})
+    accept(longer, spheres(), spheres(), folder / "run", say=said.append)
+    assert nve.read_text().startswith(before) and len(nve.read_text()) > len(before)
     with pytest.raises(ConfigError, match="start in a new folder"):
         accept(config(folder), spheres(), spheres(scale=2.0), folder / "run", say=said.append)
 
