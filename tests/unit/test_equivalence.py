@@ -38,7 +38,9 @@ def test_how_much_more_would_decide() -> None:
 
 
 def test_what_cannot_be_trusted_does_not_pass_but_may_fail() -> None:
-    assert judge(0.0, (-0.1, 0.1), (-1.0, 1.0), 0.95, reliable=False).verdict == "UNDECIDED"
+    assert judge(0.0, (-0.3, 0.3), (-1.0, 1.0), 0.95, reliable=False).verdict == "UNDECIDED"
+    assert judge(0.0, (-0.1, 0.3), (-math.inf, 1.0), 0.95, reliable=False).verdict == "UNDECIDED"
+    assert judge(0.0, (-0.1, 0.1), (-1.0, 1.0), 0.95, reliable=False).verdict == "PASS"  # far within
     assert judge(3.0, (2.9, 3.1), (-1.0, 1.0), 0.95, reliable=False).verdict == "FAIL"
 
 
