@@ -53,8 +53,13 @@ class Saving:
         if self.limited:
             return "not told (more frames do not help, train longer)"
         if self.bound:
-            return f"{self.bound} {self.factor:.2g}x"
-        return f"{self.factor:.2g}x ({self.low:.2g} to {self.high:.2g}, {self.of})"
+            return f"{self.bound} {_plain(self.factor)}x"
+        return f"{_plain(self.factor)}x ({_plain(self.low)} to {_plain(self.high)}, {self.of})"
+
+
+def _plain(value: float) -> str:
+    """Two digits, no exponent: 0.61, 8.3, 120."""
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def data_saving(a: Curve, b: Curve, seed: int = 0) -> Saving:
@@ -141,8 +146,9 @@ def plot_data_saving(
             title, _, unit = label.partition(" (")
             ax.set_title(title.capitalize(), pad=16)
             if all(curves):
-                saved = f"data saved: {data_saving(*curves)}"
-                ax.text(0.0, 1.02, saved, transform=ax.transAxes, va="bottom", fontsize=8)
+                saving = data_saving(*curves)
+                saved = "not told, train longer" if saving.limited else str(saving)
+                ax.text(0.0, 1.02, f"data saved: {saved}", transform=ax.transAxes, va="bottom", fontsize=8)
             ax.set_ylabel(f"test RMSE ({unit}" if unit else "test RMSE")
             _log_axes(ax, sorted({n for curve in curves for n in curve}))
         axes[0][-1].legend()
