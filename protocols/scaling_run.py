@@ -41,13 +41,8 @@ if TYPE_CHECKING:
 
 SIZES = "sizes"
 _TRIAL_STEPS, _TRIAL_SECONDS = 6, 0.3  # to choose the length of a block
-_NOT_OF_A_SIZE = (
-    "memory",
-    "repeats",
-    "threads",
-    "slowest_step_seconds",
-    "checkpoint_seconds",
-)  # changes no measurement
+# Keys that change no measurement.
+_NOT_OF_A_SIZE = ("memory", "repeats", "threads", "slowest_step_seconds", "checkpoint_seconds")
 _STARTING_SECONDS = 5.0  # of a process that imports torch and loads a model, for the estimate
 
 

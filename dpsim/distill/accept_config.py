@@ -24,6 +24,8 @@ from dpsim.engines.base import StageSettings
 from dpsim.engines.registry import EngineName
 from dpsim.protocols.schema import Structure
 
+_NVE_FRAME = 1000.0  # fs between frames at constant energy, where only the energy is looked at
+
 
 class Condition(StrictModel):
     """What the model is meant for: a temperature, and a pressure where the volume may change."""
@@ -48,9 +50,6 @@ class AcceptCriteria(StrictModel):
     density: float = Field(0.01, gt=0.0, description="relative difference of the density at constant pressure")
     diffusion: float = Field(0.2, gt=0.0, description="D over the teacher's D, at most 1 + this, or 1/(1 + this)")
     drift: EnergyDrift = Field(0.1, gt=0.0, description="drift of the total energy at constant energy")
-
-
-_NVE_FRAME = 1000.0  # fs between frames at constant energy, where only the energy is looked at
 
 
 class AcceptConfig(StrictModel):
