@@ -96,10 +96,10 @@ def accept(
         DpsimError: a unit of work that failed for a reason outside of the models.
     """
     contenders = (Contender.of("teacher", teacher), Contender.of("student", student))
-    groups = check_accept(config, structures, conditions)
     config = config.model_copy(
         update={"structures": config.structures or (*structures,), "conditions": config.conditions or (*conditions,)}
     )
+    groups = check_accept(config)
     directory.mkdir(parents=True, exist_ok=True)
     with locked(directory):
         atomic_write(directory / "accept.yaml", dump_yaml(config).encode())
@@ -130,11 +130,9 @@ def accept_file(
     return acceptance
 
 
-def check_accept(
-    config: AcceptConfig, structures: Sequence[Structure] = (), conditions: Sequence[Condition] = ()
-) -> list[Group]:
+def check_accept(config: AcceptConfig) -> list[Group]:
     """What will be simulated. Raises DpsimError where it cannot be, or labelled data or the baseline are missing."""
-    groups = groups_of(config.structures or structures, config.conditions or conditions)
+    groups = groups_of(config.structures or (), config.conditions or ())
     if not groups:
         raise ConfigError(
             "`structures` or `conditions` of the acceptance test are missing; expected at least one of each. Add them."
