@@ -23,7 +23,7 @@ from dpsim.analysis.statistics import format_value
 from dpsim.analysis.structure import rdf
 from dpsim.errors import ConfigError, DataError
 from dpsim.protocols.analyses import AdfAnalysis
-from dpsim.protocols.context import AnalysisOutput, RunContext
+from dpsim.protocols.context import AnalysisContext, AnalysisOutput
 from dpsim.protocols.sampling import joined, label_of, left_out, require_frames, samples, unsettled
 from dpsim.protocols.schema import Protocol
 from dpsim.protocols.verdicts import judge_curve
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 _SAME = 1e-3  # A
 
 
-def run_adf(analysis: AdfAnalysis, context: RunContext) -> AnalysisOutput:
+def run_adf(analysis: AdfAnalysis, context: AnalysisContext) -> AnalysisOutput:
     """Compute, plot, and compare the distributions of the chosen stages."""
     from dpsim.analysis.figures_motion import plot_curves
 

@@ -20,6 +20,7 @@ class AnalysisBase(StrictModel):
     """What every analysis has: the stages that it looks at."""
 
     stage_types: ClassVar[tuple[str, ...]] = DYNAMICS  # on which it can be made
+    pools: ClassVar[bool] = True  # several stages count as independent runs of one system
 
     def named_stages(self) -> tuple[str, ...]:
         """Those that the file names, () where it leaves the choice to the analysis."""
@@ -35,6 +36,7 @@ class NveCheck(AnalysisBase):
     """
 
     stage_types: ClassVar[tuple[str, ...]] = ("nve",)
+    pools: ClassVar[bool] = False
 
     type: Literal["nve_check"]
     stage: str | None = Field(None, description="name of the nve stage; default: the last one")

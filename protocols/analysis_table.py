@@ -1,6 +1,6 @@
 """Which function makes an analysis: by the `type` of its configuration, imported when it is needed.
 
-run(analysis, context: RunContext) -> AnalysisOutput       after the stages
+run(analysis, context: AnalysisContext) -> AnalysisOutput  after the stages (nve_check: a RunContext)
 check(analysis, protocol: Protocol, atoms) -> None         before: refuse what does not fit the structure, ConfigError
 """
 
@@ -10,7 +10,7 @@ from importlib import import_module
 from typing import Any
 
 from dpsim.protocols.analyses import AnalysisBase
-from dpsim.protocols.context import AnalysisOutput, RunContext
+from dpsim.protocols.context import AnalysisContext, AnalysisOutput
 
 _RUN = {
     "nve_check": "nve:run_nve_check",
@@ -29,7 +29,7 @@ _CHECK = {
 }
 
 
-def run_analysis(analysis: AnalysisBase, context: RunContext) -> AnalysisOutput:
+def run_analysis(analysis: AnalysisBase, context: AnalysisContext) -> AnalysisOutput:
     """Numbers, figures and warnings of one analysis."""
     output: AnalysisOutput = _function(_RUN[type_of(analysis)])(analysis, context)
     return output

@@ -10,7 +10,7 @@ from dpsim.analysis.report import Result
 from dpsim.analysis.statistics import mean_with_error
 from dpsim.engines.output import read_thermo
 from dpsim.protocols.analyses import AveragesAnalysis
-from dpsim.protocols.context import AnalysisOutput, RunContext
+from dpsim.protocols.context import AnalysisContext, AnalysisOutput
 from dpsim.protocols.sampling import Sample, label_of, samples, unsettled
 
 _COLUMNS = (
@@ -20,7 +20,7 @@ _COLUMNS = (
 )
 
 
-def run_averages(analysis: AveragesAnalysis, context: RunContext) -> AnalysisOutput:
+def run_averages(analysis: AveragesAnalysis, context: AnalysisContext) -> AnalysisOutput:
     """The averages of the chosen stages."""
     parts = samples(analysis, context.stages)
     return AnalysisOutput(averages_of(parts, label_of(parts)), warnings=unsettled(parts))

@@ -46,22 +46,28 @@ class StageRecord:
 
 
 @dataclass(frozen=True)
-class RunContext:
-    """A protocol whose stages are done."""
+class AnalysisContext:
+    """Stages that are done, and the folder where analyses of them write."""
 
-    protocol: Protocol
     directory: Path
-    engine: Engine
-    calculator: Any
-    calculator_for: CalculatorFor
-    control: RunControl
     stages: dict[str, StageRecord]
-    say: Callable[[str], None] = lambda text: None
 
     @property
     def figures(self) -> Path:
         """Where figures go."""
         return self.directory / "figures"
+
+
+@dataclass(frozen=True)
+class RunContext(AnalysisContext):
+    """Those of a run, and all that is needed to run parts of it again."""
+
+    protocol: Protocol
+    engine: Engine
+    calculator: Any
+    calculator_for: CalculatorFor
+    control: RunControl
+    say: Callable[[str], None] = lambda text: None
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from dpsim.analysis.report import Figure, Result, Section, Verdict
 from dpsim.analysis.statistics import format_value, mean_with_error
 from dpsim.engines.output import read_thermo
 from dpsim.protocols.analyses import DensityAnalysis
-from dpsim.protocols.context import AnalysisOutput, RunContext
+from dpsim.protocols.context import AnalysisContext, AnalysisOutput
 from dpsim.protocols.sampling import label_of, left_out, samples, unsettled
 from dpsim.protocols.verdicts import longer_text, verdict_of
 
 
-def run_density(analysis: DensityAnalysis, context: RunContext) -> AnalysisOutput:
+def run_density(analysis: DensityAnalysis, context: AnalysisContext) -> AnalysisOutput:
     """Mean density and volume with errors; PASS or FAIL against a reference."""
     from dpsim.analysis.figures_motion import plot_density
 

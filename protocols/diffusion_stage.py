@@ -25,7 +25,7 @@ from dpsim.analysis.statistics import format_value
 from dpsim.engines.output import read_thermo
 from dpsim.errors import ConfigError
 from dpsim.protocols.analyses import DiffusionAnalysis, DiffusionReference
-from dpsim.protocols.context import AnalysisOutput, RunContext, StageRecord
+from dpsim.protocols.context import AnalysisContext, AnalysisOutput, StageRecord
 from dpsim.protocols.sampling import Sample, label_of, left_out, require_frames, samples, unsettled
 from dpsim.protocols.schema import Protocol
 from dpsim.protocols.verdicts import longer_text, verdict_of
@@ -61,7 +61,7 @@ class Found:
         return low, high
 
 
-def run_diffusion(analysis: DiffusionAnalysis, context: RunContext) -> AnalysisOutput:
+def run_diffusion(analysis: DiffusionAnalysis, context: AnalysisContext) -> AnalysisOutput:
     """D of the chosen elements of the chosen stages, which count as independent runs."""
     from dpsim.analysis.figures_motion import plot_msd
 

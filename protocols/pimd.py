@@ -217,13 +217,13 @@ def _run(
     stages = run_stages(checked, stage_directories(checked.protocol, folder), control, shown)
     single = {name: _of_one_bead(stage, checked.state.n_atoms) for name, stage in stages.items()}
     context = RunContext(
-        checked.protocol,
         folder,
+        _with_beads_as_frames(single, n_beads),
+        checked.protocol,
         checked.engine,
         checked.calculator,
         calculator_for,
         control,
-        _with_beads_as_frames(single, n_beads),
         shown.say,
     )
     whole = {name: replace(stage, failure=None) for name, stage in single.items()}

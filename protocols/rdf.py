@@ -17,7 +17,8 @@ from dpsim.analysis.structure import RDF, RDFComparison, Value, compare_rdf, loa
 from dpsim.analysis.structure import rdf as compute_rdf
 from dpsim.errors import ConfigError, DataError
 from dpsim.protocols.analyses import RdfAnalysis, RdfCriteria
-from dpsim.protocols.context import AnalysisOutput, RunContext, StageRecord
+from dpsim.protocols.context import AnalysisContext, AnalysisOutput, StageRecord
+from dpsim.protocols.sampling import joined_names
 from dpsim.protocols.schema import Protocol
 from dpsim.trajectory import count_frames, open_universe
 
@@ -25,12 +26,12 @@ if TYPE_CHECKING:
     from MDAnalysis import Universe
 
 
-def run_rdf(analysis: RdfAnalysis, context: RunContext) -> AnalysisOutput:
+def run_rdf(analysis: RdfAnalysis, context: AnalysisContext) -> AnalysisOutput:
     """Compute, plot, and compare the RDFs of the chosen stages."""
     from dpsim.analysis.figures import plot_rdf
 
     stages = rdf_stages(analysis, context)
-    label = "+".join(stage.name for stage in stages)
+    label = joined_names(stages)
     universe = _universe(stages)
     pairs = None if analysis.pairs == "all" else [(p.split("-")[0], p.split("-")[1]) for p in analysis.pairs]
     rdfs = compute_rdf(
@@ -80,7 +81,7 @@ def check_rdf(analysis: RdfAnalysis, protocol: Protocol, atoms: Any) -> None:
         )
 
 
-def rdf_stages(analysis: RdfAnalysis, context: RunContext) -> list[StageRecord]:
+def rdf_stages(analysis: RdfAnalysis, context: AnalysisContext) -> list[StageRecord]:
     """The stages to average over: named, or the last dynamics stage."""
     if analysis.stages:
         return [context.stages[name] for name in analysis.stages]

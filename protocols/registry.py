@@ -40,6 +40,7 @@ class Entry:
 
 PROTOCOLS: dict[str, Entry] = {
     MD: Entry("schema:Protocol", "runner"),
+    "md-sweep": Entry("md_sweep:MdSweep", "sweep"),
     "diffusion": Entry("diffusion:DiffusionProtocol", "sweep"),
     "nve-scan": Entry("nve_scan:NveScan", "nve_scan"),
     "phase-scan": Entry("phase_scan:PhaseScan", "sweep"),

@@ -95,7 +95,7 @@ def run_protocol(
         try:
             stages = run_stages(checked, folders, control, shown)
             context = RunContext(
-                protocol, directory, checked.engine, checked.calculator, calculator_for, control, stages, shown.say
+                directory, stages, protocol, checked.engine, checked.calculator, calculator_for, control, shown.say
             )
             return _analyse(context, should_stop)
         except Stopped:

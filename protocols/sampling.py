@@ -113,8 +113,13 @@ def joined(parts: Sequence[Sample]) -> tuple[Universe, list[int]]:
 
 
 def label_of(parts: Sequence[Sample]) -> str:
-    """The stages' names, joined by +."""
-    return "+".join(part.stage.name for part in parts)
+    """The stages' names, joined by +, those of replicas once."""
+    return joined_names([part.stage for part in parts])
+
+
+def joined_names(stages: Sequence[StageRecord]) -> str:
+    """Likewise, of stages."""
+    return "+".join(dict.fromkeys(stage.name for stage in stages))
 
 
 def unsettled(parts: Sequence[Sample]) -> list[str]:

@@ -6,14 +6,12 @@ How it is measured: scaling_run.py; what follows: scaling_results.py.
 from __future__ import annotations
 
 from math import prod
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
-from dpsim.config import Memory, ModelName, StrictModel, Temperature, Time, WallTime
-from dpsim.protocols.schema import ProtocolHead
-
-_LABEL = r"^[A-Za-z0-9][\w-]*$"
+from dpsim.config import Memory, StrictModel, Temperature, Time, WallTime
+from dpsim.protocols.schema import ComparedModels
 
 Repeat = tuple[PositiveInt, PositiveInt, PositiveInt]
 
@@ -26,15 +24,11 @@ class ScalingRequirements(StrictModel):
     atoms: PositiveInt | None = Field(None, description="at least, in `memory`")
 
 
-class ScalingProtocol(ProtocolHead):
+class ScalingProtocol(ComparedModels):
     """Time and memory of a step against the number of atoms."""
 
     protocol: Literal["scaling"]
     repeats: tuple[Repeat, ...] = Field(min_length=2, description="supercells: [a, b, c], or n for [n, n, n]")
-    label: str = Field("model", pattern=_LABEL, description="what `model` is called in the results")
-    compare: dict[Annotated[str, Field(pattern=_LABEL)], ModelName] = Field(
-        {}, description="other models by their labels, {teacher: water-pbe0ts}"
-    )
     threads: tuple[PositiveInt, ...] = Field((1,), min_length=1, description="numbers of threads, each measured")
     timestep: Time = Field(0.5, gt=0.0, description="for ns/day")
     temperature: Temperature = Field(300.0, gt=0.0, description="of the velocities, which wear neighbour lists out")
@@ -61,16 +55,7 @@ class ScalingProtocol(ProtocolHead):
         for name, values in (("threads", self.threads), ("repeats", [*map(prod, self.repeats)])):
             if len(set(values)) < len(values):
                 raise ValueError(f"`{name}` has {list(values)}; expected different numbers. Leave the second out.")
-        if self.label in self.compare:
-            raise ValueError(f"`compare` has {self.label}, as `model` is called; expected another. Change `label`.")
         return self
-
-    @property
-    def labelled(self) -> dict[str, ScalingProtocol]:
-        """The same with each of the models as `model`, by their labels; the one in question first."""
-        return {self.label: self} | {
-            label: self.model_copy(update={"model": model}) for label, model in self.compare.items()
-        }
 
     @property
     def judged(self) -> str:

@@ -7,7 +7,7 @@ protocols are listed in `dpsim/protocols/registry.py`, which also reads the file
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, PositiveInt, field_validator, model_validator
 
@@ -117,6 +117,31 @@ class ProtocolHead(StrictModel):
     def models(self) -> tuple[str, ...]:
         """Those that move the atoms: one, or the members of a committee."""
         return (self.model,) if isinstance(self.model, str) else self.model
+
+
+_LABEL = r"^[A-Za-z0-9][\w-]*$"
+
+
+class ComparedModels(ProtocolHead):
+    """A protocol that does the same with other models beside `model`."""
+
+    label: str = Field("model", pattern=_LABEL, description="what `model` is called in the results")
+    compare: dict[Annotated[str, Field(pattern=_LABEL)], ModelName] = Field(
+        {}, description="other models by their labels, {teacher: water-pbe0ts}"
+    )
+
+    @model_validator(mode="after")
+    def _labels_differ(self) -> Self:
+        if self.label in self.compare:
+            raise ValueError(f"`compare` has {self.label}, as `model` is called; expected another. Change `label`.")
+        return self
+
+    @property
+    def labelled(self) -> dict[str, Self]:
+        """The same with each of the models as `model`, by their labels; the one in question first."""
+        return {self.label: self} | {
+            label: self.model_copy(update={"model": model}) for label, model in self.compare.items()
+        }
 
 
 class Protocol(ProtocolHead):

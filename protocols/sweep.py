@@ -23,7 +23,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from dpsim.analysis.report import Result, Section, Table, overall_verdict, read_results_json
+from dpsim.analysis.report import Curve, Result, Section, Table, overall_verdict, read_results_json
 from dpsim.config import StrictModel, dump_yaml, validate
 from dpsim.errors import ConfigError, SimulationError
 from dpsim.files import atomic_write
@@ -54,12 +54,14 @@ class Point:
 
 @dataclass(frozen=True)
 class FinishedPoint:
-    """A point whose run is done: its folder, the numbers of its results.json by name, and its stages."""
+    """A point whose run is done: its folder, what its results.json says, numbers by name, and its stages."""
 
     point: Point
     directory: Path
     results: Mapping[str, Result]
     stages: Mapping[str, StageRecord]
+    curves: Sequence[Curve] = ()
+    warnings: Sequence[str] = ()
 
     @property
     def key(self) -> str:
@@ -247,8 +249,10 @@ def _conclude(
 
 
 def _finished(point: Point, folder: Path) -> FinishedPoint:
-    results = {result.name: result for result in read_results_json(folder / RESULTS)["results"]}
-    return FinishedPoint(point, folder, results, stage_records(point.protocol, folder))
+    said = read_results_json(folder / RESULTS)
+    results = {result.name: result for result in said["results"]}
+    stages = stage_records(point.protocol, folder)
+    return FinishedPoint(point, folder, results, stages, said["curves"], said["warnings"])
 
 
 def _judged_at(finished: Sequence[FinishedPoint]) -> list[Result]:

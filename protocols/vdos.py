@@ -14,7 +14,7 @@ from dpsim.analysis.statistics import format_value
 from dpsim.analysis.vibrations import CM_PER_THZ, Vibrations, frames_needed, vibrational_spectra
 from dpsim.errors import ConfigError, DataError
 from dpsim.protocols.analyses import VdosAnalysis
-from dpsim.protocols.context import AnalysisOutput, RunContext
+from dpsim.protocols.context import AnalysisContext, AnalysisOutput
 from dpsim.protocols.sampling import label_of, left_out, require_frames, samples, unsettled
 from dpsim.protocols.schema import Protocol
 from dpsim.protocols.verdicts import judge_curve
@@ -23,7 +23,7 @@ _SLOWEST_WITH_HYDROGEN = 4.0  # fs between frames: half a period of 125 THz, the
 _HAVE_ALL = 0.998  # of the modes: figures end there
 
 
-def run_vdos(analysis: VdosAnalysis, context: RunContext) -> AnalysisOutput:
+def run_vdos(analysis: VdosAnalysis, context: AnalysisContext) -> AnalysisOutput:
     """Compute, plot, and compare the spectra of the chosen stages."""
     from dpsim.analysis.figures_motion import plot_curves
 

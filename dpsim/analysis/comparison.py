@@ -132,6 +132,51 @@ def plot_values(path: str | Path, label: str, unit: str, values: Mapping[str, Re
     return Path(path)
 
 
+def plot_series(
+    path: str | Path, label: str, unit: str, x_label: str, series: Mapping[str, Mapping[float, Result]]
+) -> Path:
+    """One number against a condition, a line for each series {x: result}, with bars of two standard errors."""
+    with figure(path) as (_, axes):
+        ax = axes[0, 0]
+        for k, (name, values) in enumerate(series.items()):
+            x = sorted(values)
+            y = [float(values[v].value or 0.0) for v in x]
+            half = [2.0 * (values[v].error or 0.0) for v in x]
+            color = PALETTE[k % len(PALETTE)]
+            ax.errorbar(x, y, yerr=half, fmt="o-", ms=5, lw=1.0, capsize=3, color=color, label=name or None)
+        ax.set_xlabel(x_label)
+        ax.set_ylabel(f"{label} ({unit})" if unit else label)
+        if any(series):
+            ax.legend()
+    return Path(path)
+
+
+def scatter_p_value(results: Sequence[Result], dof: float = 4.0) -> float:
+    """How often independent runs of one thing scatter as much by chance as these, by their own standard errors.
+
+    Welch's test: with w_i = 1/e_i^2, W = sum_i w_i, <x> the weighted mean of the n values,
+
+        F = sum_i w_i (x_i - <x>)^2 / (n - 1) / (1 + 2 (n - 2)/(n^2 - 1) q),    q = sum_i (1 - w_i/W)^2 / dof
+
+    follows F with n - 1 and (n^2 - 1)/(3 q) degrees of freedom. NaN for fewer than two values.
+
+    Args: dof: degrees of freedom of each error; those of correlated samples have 4 to 16, long runs more.
+
+    Source: B. L. Welch, Biometrika 38, 330 (1951).
+    """
+    from scipy.stats import f
+
+    known = [(float(r.value), float(r.error)) for r in results if r.value is not None and r.error and r.error > 0.0]
+    n = len(known)
+    if n < 2:
+        return math.nan
+    x, e = np.array(known).T
+    w = e**-2
+    q = float(np.sum((1.0 - w / w.sum()) ** 2)) / dof
+    spread = float(np.sum(w * (x - np.average(x, weights=w)) ** 2)) / (n - 1)
+    return float(f.sf(spread / (1.0 + 2.0 * (n - 2) / (n**2 - 1) * q), n - 1, (n**2 - 1) / (3.0 * q)))
+
+
 def _array(values: Sequence[float] | np.ndarray) -> np.ndarray:
     """null of JSON is NaN."""
     return np.array([math.nan if v is None else v for v in values], dtype=np.float64)

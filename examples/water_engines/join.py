@@ -12,10 +12,9 @@ from PIL import Image
 from dpsim.analysis.figures import PALETTE, figure
 from dpsim.analysis.report import Curve, Result, read_results_json, write_results_json
 from dpsim.analysis.statistics import format_value
-from dpsim.engines.base import RunControl
 from dpsim.protocols.analysis_table import run_analysis
 from dpsim.protocols.compare import compare_runs
-from dpsim.protocols.context import RunContext
+from dpsim.protocols.context import AnalysisContext
 from dpsim.protocols.data_stage import stage_of_data
 from dpsim.protocols.registry import parse_protocol
 from dpsim.protocols.rundir import RESULTS
@@ -56,7 +55,7 @@ def analyse_aimd(data: Path, folder: Path) -> Path:
         return folder
     protocol = parse_protocol((HERE / "water.yaml").read_text(), "water.yaml", HERE)
     stage = stage_of_data(data, folder / "stages" / "01_nvt")
-    context = RunContext(protocol, folder, None, None, None, RunControl(0, ""), {"nvt": stage}, print)  # type: ignore[arg-type]
+    context = AnalysisContext(folder, {"nvt": stage})
     results, curves = [], []
     for analysis in protocol.analyses:  # type: ignore[attr-defined]
         if analysis.type in ("rdf", "adf"):
