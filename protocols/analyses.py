@@ -55,7 +55,7 @@ class NveCheck(AnalysisBase):
 
 
 class RdfCriteria(StrictModel):
-    """What agreement with the reference means. Differences within their own error bars never fail."""
+    """What agreement with the reference means."""
 
     r_factor: float = Field(0.1, gt=0.0, description="largest sum |g - g_ref| / sum |g_ref|")
     peak_position: Length = Field(0.05, gt=0.0, description="largest shift of the first peak")

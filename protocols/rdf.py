@@ -1,7 +1,7 @@
 """The RDF analysis: radial distribution functions with error bars, coordination numbers, agreement with a reference.
 
-Given enough statistics any two models differ, so agreement is judged by size: a pair fails where a difference exceeds
-what `criteria` accept and also exceeds its own 95 % error bar.
+Given enough statistics any two models differ, so agreement is judged by size: PASS where the whole 95 % interval of a
+difference is within what `criteria` accept, FAIL where all of it is outside.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from dpsim.protocols.analyses import RdfAnalysis, RdfCriteria
 from dpsim.protocols.context import AnalysisContext, AnalysisOutput, StageRecord
 from dpsim.protocols.sampling import joined_names
 from dpsim.protocols.schema import Protocol
+from dpsim.protocols.verdicts import judge_distance, longer_text, verdict_of
 from dpsim.trajectory import count_frames, open_universe
 
 if TYPE_CHECKING:
@@ -89,45 +90,43 @@ def rdf_stages(analysis: RdfAnalysis, context: AnalysisContext) -> list[StageRec
 
 
 def judge_rdf(item: RDF, comparison: RDFComparison, criteria: RdfCriteria, label: str = "") -> list[Result]:
-    """PASS or FAIL for the r-factor and for position and height of the first peak."""
+    """The r-factor, and position and height of the first peak: is the whole interval within the criterion?"""
     prefix = f"{label}.rdf.{item.label}" if label else f"rdf.{item.label}"
-    quantile = student_t(0.95, item.n_blocks - 1)
-    excess = max(0.0, comparison.r_factor.value - comparison.r_factor_noise)
-    within = comparison.rms_in_errors <= 2.0 * comparison.rms_in_errors_expected
-    r_verdict: Verdict = "PASS" if within or excess <= criteria.r_factor else "FAIL"
-    statement = (
+    text = (
         f"Differs from the reference by {comparison.rms_in_errors:.2g} error bars rms "
         f"({comparison.rms_in_errors_expected:.2g} expected by chance), most at {comparison.largest_r:.2f} A: "
-        f"{format_value(comparison.largest.value, comparison.largest.error)}. Error bars alone give an r-factor of "
-        f"{comparison.r_factor_noise:.2g}. Errors of the reference: {comparison.reference_error}."
+        f"{format_value(comparison.largest.value, comparison.largest.error)}. Errors of the reference: "
+        f"{comparison.reference_error}."
     )
     position, height = comparison.peak_position_difference, comparison.peak_height_difference
     relative = abs(comparison.peak_height_reference.value) or 1.0
     scaled = Value(height.value / relative, height.error / relative)
+    versus = {
+        "A": _versus(comparison.peak_position, comparison.peak_position_reference, "A"),
+        "": _versus(comparison.peak_height, comparison.peak_height_reference, ""),
+    }
     return [
-        Result(
-            f"{prefix}.r_factor", f"{item.label} difference from the reference (r-factor)",
-            comparison.r_factor.value, comparison.r_factor.error, "", criteria.r_factor, r_verdict, statement,
+        judge_distance(
+            f"{prefix}.r_factor", f"{item.label} difference from the reference (r-factor)", comparison.r_factor,
+            comparison.r_factor_noise, item.n_blocks, criteria.r_factor, item.reliable, text,
         ),
-        Result(
-            f"{prefix}.peak_position_difference", f"{item.label} first peak, shift", position.value, position.error,
-            "A", criteria.peak_position, _within(position, criteria.peak_position, quantile),
-            _versus(comparison.peak_position, comparison.peak_position_reference, "A"),
-        ),
-        Result(
-            f"{prefix}.peak_height_difference", f"{item.label} first peak, relative difference in height",
-            scaled.value, scaled.error, "", criteria.peak_height, _within(scaled, criteria.peak_height, quantile),
-            _versus(comparison.peak_height, comparison.peak_height_reference, ""),
-        ),
+        _judge_peak(f"{prefix}.peak_position_difference", f"{item.label} first peak, shift", position, "A",
+                    criteria.peak_position, item, versus["A"]),
+        _judge_peak(f"{prefix}.peak_height_difference", f"{item.label} first peak, relative difference in height",
+                    scaled, "", criteria.peak_height, item, versus[""]),
     ]  # fmt: skip
 
 
-def _within(difference: Value, tolerance: float, quantile: float) -> Verdict:
-    """FAIL only if beyond the tolerance by more than the error bar; INFO where there is no peak to compare."""
-    if not np.isfinite(difference.value):
-        return "INFO"
-    error = difference.error if np.isfinite(difference.error) else 0.0
-    return "FAIL" if abs(difference.value) - quantile * error > tolerance else "PASS"
+def _judge_peak(name: str, label: str, difference: Value, unit: str, accepted: float, item: RDF, text: str) -> Result:
+    """PASS or FAIL where the whole 95 % interval is within the criterion, or outside; INFO where there is no peak."""
+    verdict: Verdict = "INFO"
+    if np.isfinite(difference.value):
+        half = student_t(0.95, item.n_blocks - 1) * difference.error if np.isfinite(difference.error) else np.inf
+        interval = difference.value - half, difference.value + half
+        verdict = verdict_of(interval, (-accepted, accepted))
+        if verdict == "UNDECIDED":
+            text += " " + longer_text(difference.value, interval, (-accepted, accepted))
+    return Result(name, label, difference.value, difference.error, unit, accepted, verdict, text)
 
 
 def _versus(value: Value, reference: Value, unit: str) -> str:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from dpsim.analysis.curves import CurveComparison
+from dpsim.analysis.curves import CurveComparison, distance_without_noise
+from dpsim.analysis.rdf_shells import Value
 from dpsim.analysis.report import Result, Verdict
 from dpsim.analysis.statistics import format_value
 
@@ -29,22 +30,29 @@ def longer_text(value: float, interval: Interval, accepted: Interval) -> str:
 
 
 def judge_curve(name: str, label: str, comparison: CurveComparison, accepted: float, reliable: bool) -> Result:
-    """A curve against its reference: like `protocols/rdf.py::judge_rdf`, by size.
-
-    PASS: the difference, less what error bars alone give, is accepted. Differences within error bars never fail;
-    UNDECIDED where these hide more than is accepted, or the run is too short to know them.
-    """
-    within = comparison.rms_in_errors <= 2.0 * comparison.rms_expected
-    excess = max(0.0, comparison.difference.value - comparison.noise)
-    verdict: Verdict = "PASS" if excess <= accepted else "UNDECIDED" if within else "FAIL"
-    if verdict == "PASS" and (comparison.noise > 2.0 * accepted or not reliable):
-        verdict = "UNDECIDED"
+    """A curve against its reference, by its distance from it without noise (curves.py)."""
     text = (
         f"Differs from the reference by {comparison.rms_in_errors:.2g} error bars rms, most at "
-        f"{comparison.largest_x:.4g}. Error bars alone give {format_value(comparison.noise, digits=2)}. "
-        f"Errors of the reference: {comparison.reference_error}."
+        f"{comparison.largest_x:.4g}. Errors of the reference: {comparison.reference_error}."
     )
-    if verdict == "UNDECIDED":
+    measured, noise, n_blocks = comparison.difference, comparison.noise, comparison.n_blocks
+    return judge_distance(name, label, measured, noise, n_blocks, accepted, reliable, text)
+
+
+def judge_distance(
+    name: str, label: str, measured: Value, noise: float, n_blocks: int, accepted: float, reliable: bool, text: str
+) -> Result:
+    """sum |y - y_ref| / sum |y_ref|: the whole 95 % interval of the distance without noise is accepted, or not at all.
+
+    Args: noise: what error bars alone give; reliable: whether these are known, without which nothing passes.
+    """
+    distance, low, high = distance_without_noise(measured, noise, n_blocks)
+    verdict = verdict_of((low, high), (0.0, accepted))
+    text += (
+        f" Error bars alone give {format_value(noise, digits=2)}; without them the difference is "
+        f"{format_value(distance, digits=2)}, 95 % interval {low:.2g} ... {high:.2g}."
+    )
+    if verdict == "UNDECIDED" or (verdict == "PASS" and not reliable):
+        verdict = "UNDECIDED"
         text += " The errors are too large, or not known well enough, to tell. Run longer."
-    value, error = comparison.difference
-    return Result(name, label, value, error, "", accepted, verdict, text)
+    return Result(name, label, measured.value, measured.error, "", accepted, verdict, text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,13 @@ from ase.io import write
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "engines"))
 
-from dpsim.analysis.curves import CurveComparison
+from dpsim.analysis.curves import (
+    CurveComparison,
+    compare_curve,
+    curve_of_blocks,
+    distance_without_noise,
+    reference_curve,
+)
 from dpsim.analysis.rdf_shells import Value
 from dpsim.config import validate
 from dpsim.errors import ConfigError, DpsimError
@@ -101,12 +108,35 @@ def test_verdicts_know_the_error() -> None:
     assert verdict_of((1.3, 1.4), (0.8, 1.2)) == "FAIL"
     assert "2.3 times" in longer_text(1.1, (0.95, 1.25), (0.8, 1.2))
 
-    def judged(difference: float, noise: float, pulls: float, reliable: bool = True) -> str:
+    def judged(difference: float, noise: float, error: float = 0.01, reliable: bool = True) -> str:
         x = np.arange(5.0)
-        comparison = CurveComparison("x", x, x, Value(difference, 0.01), noise, pulls, 1.1, 2.0, "given")
+        comparison = CurveComparison("x", x, x, Value(difference, error), noise, 1.0, 1.1, 2.0, "given", 10)
         return judge_curve("x", "x", comparison, 0.1, reliable).verdict
 
-    assert judged(0.05, 0.02, 1.0) == "PASS"
-    assert judged(0.3, 0.02, 8.0) == "FAIL"
-    assert judged(0.3, 0.3, 1.0) == "UNDECIDED"
-    assert judged(0.05, 0.02, 1.0, reliable=False) == "UNDECIDED"
+    assert judged(0.05, 0.02) == "PASS"
+    assert judged(0.3, 0.02) == "FAIL"
+    assert judged(0.3, 0.3) == "UNDECIDED"  # noise could hide twice what is accepted
+    assert judged(0.12, 0.1, 0.005) == "PASS"  # most of it is noise
+    assert judged(0.09, 0.02) == "UNDECIDED" and judged(0.3, 0.02, math.inf) == "UNDECIDED"
+    assert judged(0.05, 0.02, reliable=False) == "UNDECIDED" and judged(0.3, 0.02, reliable=False) == "FAIL"
+
+
+@pytest.mark.parametrize("n_blocks", [4, 10])
+@pytest.mark.parametrize("true", [0.0, 0.05, 0.2])
+@pytest.mark.parametrize("noise", [0.01, 0.1])
+def test_the_distance_of_noisy_curves(n_blocks: int, true: float, noise: float) -> None:
+    """Unbiased where it is above the noise; its 95 % interval misses the truth as rarely as it should."""
+    random = np.random.default_rng(n_blocks)
+    x = np.linspace(0.0, 180.0, 90)
+    y = 0.2 + np.exp(-0.5 * ((x - 100.0) / 25.0) ** 2)
+    shift = np.gradient(y)
+    shift *= true * y.sum() / np.abs(shift).sum()
+    found = []
+    for _ in range(200):
+        blocks = y + shift + noise * math.sqrt(n_blocks) * np.sqrt(y) * random.normal(size=(n_blocks, 90))
+        c = compare_curve(curve_of_blocks("x", x, blocks), reference_curve("x", x, y, np.full(90, 1e-12)))
+        found.append(distance_without_noise(c.difference, c.noise, c.n_blocks))
+    value, low, high = np.array(found).T
+    assert np.mean(low > true + 1e-9) < 0.1 and np.mean(high < true) < 0.06
+    if true > noise:
+        assert value.mean() == pytest.approx(true, rel=0.06)

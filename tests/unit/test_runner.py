@@ -228,7 +228,7 @@ def test_molecule_in_vacuum(tmp_path: Path) -> None:
 
 
 def test_rdf_against_a_reference(tmp_path: Path, finished: RunOutcome) -> None:
-    """The same physics passes; a reference shifted by 0.6 A fails in position and shape."""
+    """The same physics passes, or is undecided; a reference shifted by 0.6 A fails in position and shape."""
     copy_of(finished, tmp_path)
     columns = np.genfromtxt(tmp_path / "run" / "rdf_nve.csv", delimiter=",", names=True)
     for shift, verdict in ((0.0, "PASS"), (0.6, "FAIL")):
@@ -239,5 +239,5 @@ def test_rdf_against_a_reference(tmp_path: Path, finished: RunOutcome) -> None:
         results = {r["name"]: r for r in json.loads(outcome.results.read_text())["results"]}
         assert results["nve.rdf.Ar-Ar.r_factor"]["verdict"] == verdict
         position = results["nve.rdf.Ar-Ar.peak_position_difference"]
-        # so short a run may show no peak beyond its noise: then it is not judged
-        assert position["verdict"] == (verdict if position["value"] is not None else "INFO")
+        # so short a run hardly knows where its peak is, or shows none beyond its noise: then it is not judged
+        assert position["verdict"] in (("PASS", "UNDECIDED", "INFO") if shift == 0.0 else ("FAIL", "INFO"))
