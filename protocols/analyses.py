@@ -47,7 +47,7 @@ class NveCheck(AnalysisBase):
         description="compared by short runs; default: half, one and two times the stage's time step; [] for none",
     )
     scan_duration: Time = Field(100.0, gt=0.0, description="length of each of these short runs")
-    diagnosis: bool = Field(True, description="after a failure, find the cause by re-running from the same start")
+    diagnosis: bool = Field(True, description="without a PASS, find the cause by re-running from the same start")
     diagnosis_duration: Time = Field(1000.0, gt=0.0, description="longest re-run for the diagnosis")
 
     def named_stages(self) -> tuple[str, ...]:

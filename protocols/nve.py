@@ -28,6 +28,7 @@ from dpsim.engines.output import START, THERMO, load_checkpoint, read_thermo
 from dpsim.errors import ConfigError, DataError, SimulationError
 from dpsim.protocols.analyses import NveCheck
 from dpsim.protocols.context import AnalysisOutput, RunContext, StageRecord, Stopped
+from dpsim.protocols.verdicts import verdict_of
 from dpsim.trajectory import count_frames, read_frame
 from dpsim.units import ASE_TIME_FS
 
@@ -42,11 +43,9 @@ UNIT = "meV/atom/ps"
 
 @dataclass(frozen=True)
 class DriftVerdict:
-    """PASS if the whole interval of |drift| is below the threshold; `conclusive` if it does not contain it."""
+    """The verdict on a drift, and why."""
 
     verdict: Verdict
-    conclusive: bool
-    largest: float
     explanation: str
 
 
@@ -71,7 +70,7 @@ class Diagnosis:
 
 
 def run_nve_check(check: NveCheck, context: RunContext) -> AnalysisOutput:
-    """Judge the nve stage, show how its fluctuation scales with the time step, and diagnose a failure."""
+    """Judge the nve stage, show how its fluctuation scales with the time step, and diagnose what does not pass."""
     stage = _stage(check, context)
     if stage.error is not None:
         return _judge_explosion(check, context, stage, stage.error)
@@ -98,29 +97,25 @@ def run_nve_check(check: NveCheck, context: RunContext) -> AnalysisOutput:
     if scan is not None:
         results.append(scan[0])
         sections.append(scan[1])
-    if judged.verdict == "FAIL" and check.diagnosis:
+    if judged.verdict != "PASS" and check.diagnosis:
         diagnosis = diagnose(check, context, stage, thermo)
-        results.append(_fault_result(stage, diagnosis, judged.conclusive))
+        results.append(_fault_result(stage, diagnosis, judged.verdict))
         sections.append(_diagnosis_section(diagnosis, 1e3 * drift.duration_ps))
     return AnalysisOutput(results, sections, warnings)
 
 
 def judge_drift(drift: DriftResult, threshold: float, confidence: float = 0.95) -> DriftVerdict:
-    """PASS if the confidence interval of the drift lies within -threshold ... threshold, else FAIL."""
+    """PASS if the confidence interval of the drift lies within -threshold ... threshold, FAIL if it lies outside."""
     low, high = drift.interval(confidence)
-    largest = max(abs(low), abs(high))
-    smallest = 0.0 if low <= 0.0 <= high else min(abs(low), abs(high))
+    verdict = verdict_of((low, high), (-threshold, threshold))
     interval = f"{100 * confidence:g} % interval {low:.2g} ... {high:.2g} {UNIT}"
-    if largest <= threshold:
-        return DriftVerdict("PASS", True, largest, f"The whole {interval} is within the threshold.")
-    if smallest > threshold:
-        return DriftVerdict("FAIL", True, largest, f"The whole {interval} is beyond the threshold.")
-    half = 0.5 * (high - low)
-    room = threshold - abs(drift.drift)
-    text = f"The {interval} contains the threshold: the run is too short to tell"
-    if room > 0.1 * threshold:  # the error of a slope falls with duration^(3/2)
-        text += f". About {drift.duration_ps * (half / room) ** (2 / 3):.2g} ps would decide"
-    return DriftVerdict("FAIL", False, largest, text + ".")
+    text = f"The whole {interval} is {'within' if verdict == 'PASS' else 'beyond'} the threshold."
+    if verdict == "UNDECIDED":
+        text = f"The {interval} contains the threshold: the run is too short to tell."
+        room = abs(threshold - abs(drift.drift))
+        if room > 0.1 * threshold:  # the error of a slope falls with duration^(3/2)
+            text += f" About {drift.duration_ps * (0.5 * (high - low) / room) ** (2 / 3):.2g} ps would decide."
+    return DriftVerdict(verdict, text)
 
 
 def diagnose(check: NveCheck, context: RunContext, stage: StageRecord, thermo: dict[str, Any]) -> Diagnosis:
@@ -159,7 +154,7 @@ def _judge_explosion(check: NveCheck, context: RunContext, stage: StageRecord, e
             why = f"The re-run {change} survives."
             break
     diagnosis = Diagnosis(fault, why, None, tuple(reruns), None)
-    return AnalysisOutput([failed, _fault_result(stage, diagnosis, True)], [_diagnosis_section(diagnosis, duration)])
+    return AnalysisOutput([failed, _fault_result(stage, diagnosis, "FAIL")], [_diagnosis_section(diagnosis, duration)])
 
 
 def path_power(
@@ -356,9 +351,9 @@ def _drift_section(stage: StageRecord, thermo: dict[str, Any], drift: DriftResul
     return Section("Conservation of energy", figures=[Figure(path, caption)])
 
 
-def _fault_result(stage: StageRecord, diagnosis: Diagnosis, conclusive: bool) -> Result:
+def _fault_result(stage: StageRecord, diagnosis: Diagnosis, verdict: Verdict) -> Result:
     power = diagnosis.power
-    certain = "" if conclusive else " (The failure itself is not certain: see the drift.)"
+    certain = " (That the run drifts too much is not certain: see the drift.)" if verdict == "UNDECIDED" else ""
     return Result(
         f"{stage.name}.fault",
         f"At fault: {diagnosis.fault}",

@@ -66,7 +66,7 @@ def judge(scan: NveScan, point: FinishedPoint) -> Judged:
     drift = judge_drift(run.drift, scan.drift, scan.confidence)
     interval = run.ratio_interval(scan.confidence)
     verdicts: list[Verdict] = [
-        drift.verdict if drift.conclusive else "UNDECIDED",
+        drift.verdict,
         verdict_of(interval, (0.0, scan.fluctuation)),
     ]
     why = []
