@@ -1,7 +1,9 @@
 """Liquid Lennard-Jones through a protocol, from file to error bar: energy and pressure are the published ones.
 
 Reference: NIST Standard Reference Simulation Website, Lennard-Jones fluid, NVT Monte Carlo at T* = 0.85, rho* = 0.82,
-cutoff 3 sigma with the corrections for what lies beyond: U*/N = -5.7947 +- 0.0002, p* = 0.554 +- 0.002.
+cutoff 3 sigma with the corrections for what lies beyond: U*/N = -5.7947, p* = 0.554. A run of 270 ps gave
+-5.797 +- 0.003 and 0.525 +- 0.015; here 35 ps. Trajectories differ between machines, and errors have some ten degrees of
+freedom: 4.5 of them are exceeded once in a thousand runs.
 """
 
 from __future__ import annotations
@@ -82,8 +84,8 @@ def test_energy_and_pressure_of_the_liquid(tmp_path: Path) -> None:
     energy, pressure = found["liquid.averages.potential_energy"], found["liquid.averages.pressure"]
     reduced = energy["value"] / EPSILON + ENERGY_BEYOND, energy["error"] / EPSILON
     assert 0.001 < reduced[1] < 0.03
-    assert reduced[0] == pytest.approx(ENERGY, abs=3.5 * reduced[1])
+    assert reduced[0] == pytest.approx(ENERGY, abs=4.5 * reduced[1])
     unit = EPSILON / SIGMA**3 * EV_PER_A3_IN_BAR
     reduced = pressure["value"] / unit + PRESSURE_BEYOND, pressure["error"] / unit
     assert 0.005 < reduced[1] < 0.12
-    assert reduced[0] == pytest.approx(PRESSURE, abs=3.5 * reduced[1])
+    assert reduced[0] == pytest.approx(PRESSURE, abs=4.5 * reduced[1])
