@@ -2,8 +2,8 @@
 
 Reference: NIST Standard Reference Simulation Website, Lennard-Jones fluid, NVT Monte Carlo at T* = 0.85, rho* = 0.82,
 cutoff 3 sigma with the corrections for what lies beyond: U*/N = -5.7947, p* = 0.554. A run of 270 ps gave
--5.797 +- 0.003 and 0.525 +- 0.015; here 35 ps. Trajectories differ between machines, and errors have some ten degrees of
-freedom: 4.5 of them are exceeded once in a thousand runs.
+-5.797 +- 0.003 and 0.525 +- 0.015; here 35 ps. Trajectories differ between machines, and errors have some ten degrees
+of freedom: 4.5 of them are exceeded once in a thousand runs.
 """
 
 from __future__ import annotations
