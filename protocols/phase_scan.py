@@ -42,6 +42,9 @@ class Strain(StrictModel):
     type: Literal["strain"]
     name: str = Field("strain", pattern=_NAME, description="of the results")
     reference: Literal["cubic", "start"] = Field("cubic", description="a cubic unit cell, or that of `structure`")
+    average: Literal["tensor", "magnitude"] = Field(
+        "tensor", description="norm of the mean strain, or mean of the norms, which axes that turn do not average out"
+    )
 
 
 class OffCentring(StrictModel):

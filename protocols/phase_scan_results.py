@@ -83,7 +83,8 @@ def measure(scan: PhaseScan, finished: Sequence[FinishedPoint]) -> tuple[list[Sc
         found = phase_point(snapshots, orders, scan.cells, structure.repeat, scan.tolerances, scan.mobile)
         points.append(ScanPoint(at, found))
         if not found.settled:
-            warnings.append(f"{where}: it still changes in the second half of its time. Simulate it for longer.")
+            late = ", ".join(name for name in found.values if name in found.late)
+            warnings.append(f"{where}: in the second half of its time still drift {late}. Simulate it for longer.")
         elif not found.values["volume"].reliable:
             warnings.append(f"{where}: short beside the correlation time of its volume; errors may be too small.")
     return points, warnings
@@ -105,7 +106,8 @@ def order_parameters_of(scan: PhaseScan) -> dict[str, OrderParameter]:
             made[order.name] = phases.off_centring(centres, around, order.count, order.average == "magnitude")
         elif isinstance(order, Strain):
             cubic = np.diag(np.asarray(scan.cells, dtype=np.float64))
-            made[order.name] = phases.strain(cubic if order.reference == "cubic" else atoms.cell.array)
+            cell = cubic if order.reference == "cubic" else atoms.cell.array
+            made[order.name] = phases.strain(cell, order.average == "magnitude")
         else:
             made[order.name] = phases.c_over_a(scan.cells, None if order.axis == "auto" else "abc".index(order.axis))
     return made
@@ -213,9 +215,8 @@ def _branch(scan: PhaseScan, series: Series) -> ScanBranch:
 
     names = [*LATTICE, *(order.name for order in scan.order_parameters)]
     values: dict[str, list[Estimate]] = {name: [p.found.values[name] for p in series.points] for name in names}
-    return ScanBranch(
-        series.branch, [p.x(scan) for p in series.points], values, [p.found.settled for p in series.points]
-    )
+    settled = {name: [name not in p.found.late for p in series.points] for name in names}
+    return ScanBranch(series.branch, [p.x(scan) for p in series.points], values, settled)
 
 
 def _row(scan: PhaseScan, point: ScanPoint) -> Sequence[str | float | int | None]:
@@ -232,7 +233,7 @@ def _search(scan: PhaseScan, series: Series, quantity: str) -> TransitionSearch:
     estimates = [p.found.values[quantity] for p in series.points]
     x, y, errors = [p.x(scan) for p in series.points], [e.value for e in estimates], [e.error for e in estimates]
     found = find_transitions(x, y, errors, scan.significance, scan.seed)
-    if late := [f"{p.x(scan):g}" for p in series.points if not p.found.settled]:
+    if late := [f"{p.x(scan):g}" for p in series.points if quantity in p.found.late]:
         found = replace(found, explanation=f"{found.explanation} Had not settled: {', '.join(late)}.")
     return found
 

@@ -74,7 +74,7 @@ def _judge_value(name: str, reference: ValueReference, point: ScanPoint) -> Resu
         verdict: Verdict = "PASS"
     else:
         verdict = "FAIL" if abs(nearest - reference.value) > allowed else "UNDECIDED"
-    if not point.found.settled and verdict == "PASS":
+    if reference.quantity in point.found.late and verdict == "PASS":
         verdict = "UNDECIDED"
     off = (f"{100.0 * (estimate.value / reference.value - 1.0):+.2f} % from" if reference.value else "Against") + (
         f" the reference, {format_value(reference.value)}."
@@ -102,7 +102,7 @@ def judge_transitions(scan: PhaseScan, all_series: Sequence[Series], searches: S
                 x = [p.x(scan) for p in series.points]
                 name = f"reference.transition.{k}.{series.branch}{series.suffix}"
                 result = _judge_transition(name, scan, reference, search, x)
-                late = sum(not p.found.settled for p in series.points)
+                late = sum(reference.quantity in p.found.late for p in series.points)
                 results.append(replace(result, verdict="UNDECIDED") if 3 * late > len(series.points) else result)
     return results
 

@@ -1,9 +1,8 @@
 """Which part of a run an analysis uses: the stages it names, from the frame on where equilibrium has begun.
 
 A stage is in equilibrium where its potential energy is, and at constant pressure its volume too: the later of the
-starts in its first half that leave most effective samples (statistics.equilibration_start). It has not settled if what
-is left still drifts, by a line whose error allows for correlated samples: with 99 % confidence, or with 80 % where half
-of it was left out. Of stationary series 0 to 4 % are called unsettled, of those that relax over their length 98 %.
+starts in its first half that leave most effective samples. It has not settled if what is left of either still drifts
+(statistics.equilibrated_part).
 """
 
 from __future__ import annotations
@@ -14,9 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from dpsim.analysis.statistics import equilibration_start, linear_fit_correlated
+from dpsim.analysis.statistics import equilibrated_part
 from dpsim.engines.output import read_thermo
 from dpsim.errors import ConfigError
 from dpsim.protocols.analyses import Sampling
@@ -26,12 +23,6 @@ from dpsim.trajectory import count_frames, open_universe
 
 if TYPE_CHECKING:
     from MDAnalysis import Universe
-
-_POINTS = 1000  # a longer series is averaged down to this many: vibrations do not matter here
-_FEWEST = 20  # rows; fewer say nothing about equilibrium
-_LATEST = 0.5  # of a stage: half of it is used in any case
-_LATE = 0.9 * _LATEST
-_DRIFT, _DRIFT_LATE = 0.99, 0.8  # confidence with which a drift is called one
 
 
 @dataclass(frozen=True)
@@ -74,8 +65,8 @@ def sample(stage: StageRecord, skip_fs: float | None) -> Sample:
     if skip_fs is not None:
         return Sample(stage, 1e-3 * skip_fs, True)
     columns = ["potential_energy_eV"] + (["volume_A3"] if stage.settings.kind == "npt" else [])
-    starts, settled = zip(*(_start(time, thermo[column]) for column in columns), strict=True)
-    return Sample(stage, max(starts), all(settled))
+    starts, settled = zip(*(equilibrated_part(thermo[column]) for column in columns), strict=True)
+    return Sample(stage, float(time[max(starts)]), all(settled))
 
 
 def require_frames(analysis: Sampling, protocol: Protocol, needed: Callable[[float], int], what: str) -> None:
@@ -135,15 +126,3 @@ def unsettled(parts: Sequence[Sample]) -> list[str]:
 def left_out(parts: Sequence[Sample]) -> str:
     """How much of the stages was left out, in words."""
     return "left out before equilibrium: " + ", ".join(f"{p.skipped_ps:.3g} ps of {p.stage.name}" for p in parts)
-
-
-def _start(time: np.ndarray, values: np.ndarray) -> tuple[float, bool]:
-    """When a series is in equilibrium, ps from its first row, and whether it is."""
-    if len(values) < _FEWEST or not np.isfinite(values).all() or np.ptp(values) == 0.0:
-        return 0.0, True
-    size = max(1, len(values) // _POINTS)
-    means = values[: len(values) // size * size].reshape(-1, size).mean(axis=1)
-    start = equilibration_start(means, latest=_LATEST)
-    confidence = _DRIFT_LATE if start > _LATE * len(means) else _DRIFT
-    low, high = linear_fit_correlated(np.arange(len(means) - start), means[start:]).slope_interval(confidence)
-    return float(time[size * start]), low <= 0.0 <= high

@@ -22,12 +22,12 @@ _MARKERS = ("o", "s", "^")
 
 @dataclass(frozen=True)
 class ScanBranch:
-    """One way through the scan. values: of each quantity at each x; settled: where equilibration was short enough."""
+    """One way through the scan. values, settled: of each quantity at each x, and whether it had settled."""
 
     name: str
     x: Sequence[float]
     values: Mapping[str, Sequence[Estimate]]
-    settled: Sequence[bool]
+    settled: Mapping[str, Sequence[bool]]
 
 
 @dataclass(frozen=True)
@@ -82,6 +82,6 @@ def _series(
     face = color if filled else "white"
     ax.errorbar(x, y, yerr=half, ls="", color=color, capsize=2.5, lw=1.1, zorder=3)
     ax.plot(x, y, color=color, lw=0.9, ls=dashes, marker=marker, ms=5, mfc=face, zorder=4, label=label)
-    late = ~np.array(branch.settled, dtype=bool)
+    late = ~np.array(branch.settled[quantity], dtype=bool)
     if late.any():
         ax.plot(x[late], y[late], ls="", marker=marker, ms=5, color=GREY, mfc=GREY if filled else "white", zorder=5)

@@ -11,9 +11,12 @@ crystal do not count. Positions are taken in fractions s of the cell, unwrapped,
 
 Of strain and off-centring the order parameter is the length of the mean vector, less what noise adds to it:
 q^2 = |<x>|^2 - sum_k error(<x_k>)^2, so that a disordered phase has 0 within its error. The error is that of the
-projection of x(t) onto <x>, or, where |<x>| is below three errors, that of all components together. Equilibration is
-found in the volume, in every length, and in every order parameter: the latest of their starts counts
-(statistics.equilibration_start).
+projection of x(t) onto <x>, or, where |<x>| is below three errors, that of all components together. The length of the
+strain at each moment, |e(t)|, is not 0 in a cubic phase, as its shape fluctuates, but does not average out either where
+the axes of a crystal turn in a run.
+
+Equilibrium is found, and asked for, in each quantity by itself (statistics.equilibrated_part): axes that turn do not
+make the volume uncertain. For the mean structure the latest start of lengths, volume and order parameters counts.
 
 Symmetry: spglib (A. Togo et al., Sci. Technol. Adv. Mater. Meth. 4, 2384822 (2024)) at several tolerances (A): what is
 left of thermal motion in a mean structure is larger than the tolerances fit for relaxed ones.
@@ -30,7 +33,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from dpsim.analysis.statistics import Estimate, equilibration_start, mean_with_error
+from dpsim.analysis.statistics import Estimate, equilibrated_part, mean_with_error
 from dpsim.errors import DataError, MissingDependencyError
 from dpsim.trajectory import open_universe
 
@@ -38,7 +41,7 @@ Array = NDArray[np.float64]
 
 LATTICE = ("a", "b", "c", "alpha", "beta", "gamma", "volume")
 FEWEST_FRAMES = 20
-_LATEST = 0.5  # of a run: equilibration that takes longer leaves too little to be trusted
+_ANGLES = ("alpha", "beta", "gamma")  # which fluctuate about 90 degrees, and say nothing of their own
 _NOISE_TIMES = 9.0  # a vector whose square is less than this many times that of its error has no direction
 _CONSTANT = 1e-6  # relative: what single precision does to numbers that do not change
 
@@ -80,19 +83,25 @@ OrderParameter = Callable[[Snapshots], Array]
 
 @dataclass(frozen=True)
 class PhasePoint:
-    """values: by name, LATTICE and the order parameters; equilibration_ps: left out; settled: it took less than half.
+    """values: by name, LATTICE and the order parameters; late: of these what still drifts in the half that is kept.
 
-    symmetries: (tolerance A, number, symbol) of the mean structure; cell, fractions, symbols: that structure.
+    equilibration_ps: left out of the mean structure, cell, fractions, symbols; symmetries: (tolerance A, number,
+    symbol) of that structure.
     """
 
     values: Mapping[str, Estimate]
+    late: frozenset[str]
     equilibration_ps: float
-    settled: bool
     n_frames: int
     cell: Array
     fractions: Array
     symbols: tuple[str, ...]
     symmetries: tuple[tuple[float, int, str], ...]
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything has."""
+        return not self.late
 
 
 def read_snapshots(topology: str | Path, trajectory: str | Path, start: int = 0) -> Snapshots:
@@ -134,20 +143,17 @@ def phase_point(
         tolerances: of the symmetry, A.
         mobile: elements that leave their sites and so have no mean position: the mean structure is without them.
     """
-    whole = lattice_series(snapshots.cells, unit_cells)
-    watched = [whole[name] for name in ("a", "b", "c", "volume")]
-    for order in order_parameters.values():
-        watched.append(_along_mean(order(snapshots)))
-    start = max(equilibration_start(s) for s in watched if not _is_constant(s)) if not _all_constant(watched) else 0
-    start = min(start, len(snapshots.times_ps) - FEWEST_FRAMES // 2)
+    series = lattice_series(snapshots.cells, unit_cells)
+    series |= {name: order(snapshots) for name, order in order_parameters.items()}
+    parts = {name: (0, True) if _is_constant(s) else equilibrated_part(_along_mean(s)) for name, s in series.items()}
+    watched = [name for name in series if name not in _ANGLES]
+    start = max(parts[name][0] for name in watched)
     kept = snapshots.from_frame(start)
-    values = {name: mean_with_error(s) for name, s in lattice_series(kept.cells, unit_cells).items()}
-    values |= {name: length_of_mean(order(kept)) for name, order in order_parameters.items()}
     cell, fractions, symbols = folded(kept.without(mobile), repeat)
     return PhasePoint(
-        values=values,
+        values={name: length_of_mean(s[parts[name][0] :]) for name, s in series.items()},
+        late=frozenset(name for name in watched if not parts[name][1]),
         equilibration_ps=float(snapshots.times_ps[start] - snapshots.times_ps[0]),
-        settled=start <= _LATEST * len(snapshots.times_ps),
         n_frames=len(kept.times_ps),
         cell=cell,
         fractions=fractions,
@@ -203,8 +209,11 @@ def c_over_a(unit_cells: Sequence[int], axis: int | None = None) -> OrderParamet
     return series
 
 
-def strain(reference: ArrayLike) -> OrderParameter:
-    """The change of shape, six components whose squares add up to sum_ij e_ij^2, from a cell (3, 3), A."""
+def strain(reference: ArrayLike, magnitude: bool = False) -> OrderParameter:
+    """The change of shape, six components whose squares add up to sum_ij e_ij^2, from a cell (3, 3), A.
+
+    Args: magnitude: the length at each moment instead, which axes that turn do not average out.
+    """
     h0 = standard(np.asarray(reference, dtype=np.float64))
 
     def series(snapshots: Snapshots) -> Array:
@@ -212,7 +221,8 @@ def strain(reference: ArrayLike) -> OrderParameter:
         f = np.linalg.inv(h0) @ snapshots.cells * scale[:, None, None]
         e = 0.5 * (f @ np.swapaxes(f, 1, 2) - np.eye(3))
         shear = np.sqrt(2.0) * e[:, (1, 0, 0), (2, 2, 1)]
-        return np.concatenate([e[:, (0, 1, 2), (0, 1, 2)], shear], axis=1)
+        components = np.concatenate([e[:, (0, 1, 2), (0, 1, 2)], shear], axis=1)
+        return np.linalg.norm(components, axis=1) if magnitude else components
 
     return series
 
@@ -297,7 +307,3 @@ def standard(cell: Array) -> Array:
 
 def _is_constant(series: Array) -> bool:
     return bool(np.ptp(series) <= _CONSTANT * float(np.abs(series).max()))
-
-
-def _all_constant(many: Sequence[Array]) -> bool:
-    return all(_is_constant(series) for series in many)

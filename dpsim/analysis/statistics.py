@@ -29,6 +29,9 @@ _MAX_MODES = 16  # t_16 intervals are only 6 % wider than Gaussian ones; more mo
 _MIN_MODES = 4
 _MIN_BLOCKS = 16  # the error from fewer blocks is too uncertain to show that blocks are long enough
 _SAMPLES_PER_MODE = 5.0  # K <= n_effective / 5 keeps the K modes below the corner frequency of the slow process
+_COARSENED = 1000  # a longer series is averaged down to this many for its equilibrium: vibrations do not matter there
+_LATEST = 0.5  # of a series: half of it is used in any case
+_DRIFT, _DRIFT_LATE = 0.99, 0.8  # confidence with which what is left drifts, and where half was left out
 _MIN_SLOW_SAMPLES = 20.0  # below, the record is a few correlation times long: too short to tell
 
 
@@ -306,6 +309,31 @@ def linear_fit_correlated(t: ArrayLike, y: ArrayLike) -> LinearFit:
         long_run_variance=spectral,
         reliable=reliable,
     )
+
+
+def equilibrated_part(x: ArrayLike, fewest: int = 20) -> tuple[int, bool]:
+    """Where equilibrium begins, in the first half of a series, and whether what is left has settled.
+
+    It has not if it still drifts, by a line whose error allows for correlated samples: with 99 % confidence, or with
+    80 % where half of it was left out. Of stationary series 0 to 4 % are called unsettled, of those that relax over
+    their length 98 %.
+
+    Args:
+        x: the series, (n,).
+        fewest: shorter series say nothing: (0, True), as for constant ones and those that are not finite.
+
+    Returns:
+        The index of the first sample that counts, and whether the rest has settled.
+    """
+    series = np.asarray(x, dtype=np.float64)
+    if len(series) < fewest or not np.isfinite(series).all() or np.ptp(series) <= _noise_floor(series):
+        return 0, True
+    size = max(1, len(series) // _COARSENED)
+    means = series[: len(series) // size * size].reshape(-1, size).mean(axis=1)
+    start = equilibration_start(means, latest=_LATEST)
+    confidence = _DRIFT_LATE if start > 0.9 * _LATEST * len(means) else _DRIFT
+    low, high = linear_fit_correlated(np.arange(len(means) - start), means[start:]).slope_interval(confidence)
+    return size * start, low <= 0.0 <= high
 
 
 def equilibration_start(x: ArrayLike, candidates: int = 60, latest: float = 0.9) -> int:

@@ -150,7 +150,7 @@ def test_a_known_transition(tmp_path: Path) -> None:
             {"quantity": "volume", "temperature": "300 K", "value": 60.0, "branch": "heating"},
         ],
         transitions=[
-            {"quantity": "polar", "temperatures": ["700 K", "800 K"], "branch": "heating"},
+            {"quantity": "c_over_a", "temperatures": ["700 K", "800 K"], "branch": "heating"},
             {"quantity": "polar", "temperatures": ["950 K", "1000 K"], "branch": "heating"},
         ],
         tolerances=["0.1 A", "0.2 A"],
@@ -195,8 +195,12 @@ def test_what_had_not_settled_counts_but_much_of_it_decides_nothing(
     )
     points: list[Any] = [
         ScanPoint(
-            at, SimpleNamespace(values={"c_over_a": Estimate(*MEASURED[t], 99.0, 0.5, 98)}, settled=t not in late)
-        )  # type: ignore[arg-type]
+            at,
+            SimpleNamespace(  # type: ignore[arg-type]
+                values={"c_over_a": Estimate(*MEASURED[t], 99.0, 0.5, 98)},
+                late=frozenset(["c_over_a"] if t in late else ["a"]),
+            ),
+        )
         for at in config.scan()
         for t in [int(at.temperature_K)]
     ]
