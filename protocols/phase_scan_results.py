@@ -32,6 +32,7 @@ from dpsim.protocols.phase_scan_verdicts import (
     judge_transitions,
     judge_values,
     point_results,
+    symmetry_results,
     transition_results,
 )
 from dpsim.protocols.structures import load_structure
@@ -53,6 +54,7 @@ def conclude(scan: PhaseScan, finished: Sequence[FinishedPoint], figures: Path) 
     output.results.extend(judge_values(scan, points))
     output.results.extend(judge_transitions(scan, all_series, searches))
     output.results.extend(transition_results(scan, searches))
+    output.results.extend(symmetry_results(scan, all_series))
     output.results.extend(hysteresis_results(scan, searches))
     output.results.extend(point_results(scan, points))
     table = write_table(figures.parent / "phases.csv", scan, points)

@@ -3,6 +3,7 @@
 
     B.300K[.P].volume       A^3 of a unit cell; everything else of each temperature and pressure is in phases.csv
     B.300K[.P].space_group  its number at the smallest tolerance at which it is that of the next one too
+    transition.B.space_group[.P][.n]   K or bar: where it changes
     transition.B.Q[.P][.n]  K or bar: the middle of the interval; the standard error is a quarter of its width; no value
                             where there is none; n counts further ones
     hysteresis.Q[.P][.n]    how much higher it lies on the rising branch
@@ -142,6 +143,20 @@ def transition_results(scan: PhaseScan, searches: Searches) -> list[Result]:
             results.append(
                 Result(own, label, found.middle, 0.25 * (found.high - found.low), _unit(scan), explanation=text)
             )
+    return results
+
+
+def symmetry_results(scan: PhaseScan, all_series: Sequence[Series]) -> list[Result]:
+    """Where the space group of the mean structure changes: between two neighbouring points."""
+    results = []
+    for series in all_series:
+        groups = [(p.x(scan), *chosen_symmetry(p.found)[:2]) for p in series.points]
+        changes = [(a, b) for a, b in pairwise(groups) if a[1] != b[1]]
+        for k, ((low, _, before), (high, _, after)) in enumerate(changes, start=1):
+            name = f"transition.{series.branch}.space_group{series.suffix}" + (f".{k}" if k > 1 else "")
+            label = f"{before} below, {after} above, {series.branch}{series.suffix.replace('.', ' ')}"
+            text = f"Between {low:g} and {high:g} {_unit(scan)}, two neighbouring points."
+            results.append(Result(name, label, 0.5 * (low + high), 0.25 * (high - low), _unit(scan), explanation=text))
     return results
 
 

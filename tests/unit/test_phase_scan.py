@@ -169,6 +169,10 @@ def test_a_known_transition(tmp_path: Path) -> None:
     assert found["reference.transition.1.heating"].verdict == "PASS"
     assert found["reference.transition.2.heating"].verdict == "FAIL"
     assert found["heating.300K.space_group"].value == 99 and found["heating.1000K.space_group"].value == 221
+    for branch, critical in (("heating", 740.0), ("cooling", 560.0)):
+        change = found[f"transition.{branch}.space_group"]
+        assert change.value is not None and abs(change.value - critical) <= 100.0  # small distortions hide in noise
+        assert change.label.startswith("P4mm below, Pm-3m above")
     assert not output.warnings
     rows = list(csv.DictReader((tmp_path / "run/phases.csv").open()))
     assert len(rows) == 16 and rows[0]["space_group"] == "P4mm"
