@@ -216,4 +216,6 @@ def _judge(
     if verdict == "UNDECIDED":
         return verdict, f"{text} {longer_text(found.value, interval, accepted)}"
     trusted = item.estimate.reliable and found.settled
-    return ("UNDECIDED", text) if verdict == "PASS" and not trusted else (verdict, text)
+    if verdict == "PASS" and not trusted:
+        return "UNDECIDED", f"{text} The run is too short, or had not settled, for its error to be trusted."
+    return verdict, text
