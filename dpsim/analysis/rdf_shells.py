@@ -37,7 +37,8 @@ class Shell:
     """One coordination shell: a peak of g(r), the minimum that closes it, and the neighbours inside the minimum.
 
     peak_position, minimum_position: A. coordination: neighbours of the pair's second species around an atom of the
-    first, from r = 0 to the minimum. The last shell may have no minimum within r_max: then those are None.
+    first, from r = 0 to the minimum; its error is also that of where the minimum lies. The last shell may have no
+    minimum within r_max: then those are None.
     """
 
     peak_position: Value
@@ -154,7 +155,8 @@ def find_shells(
             shells.append(Shell(position, height, None, None, None))
             continue
         closing, depth = jackknife_pair(block_g, partial(_fit_minimum, r, low=low, top=top), inflation)
-        inside = jackknife(block_n, partial(_neighbors_within, edges, r=closing.value), inflation)
+        count = partial(_inside_minimum, edges, low=low, top=top)
+        inside = jackknife(np.concatenate([block_g, block_n], axis=1), count, inflation)
         shells.append(Shell(position, height, closing, depth, inside))
     return tuple(shells)
 
@@ -203,6 +205,13 @@ def _fit_minimum(r: Array, g: Array, low: int, top: int) -> tuple[float, float]:
         right += 1
     window = slice(max(0, min(left, low - 1)), max(right, low + 1) + 1)
     return _vertex(r[low], r[window] - r[low], g[window], g[low], lambda y: y)
+
+
+def _inside_minimum(edges: Array, both: Array, low: int, top: int) -> float:
+    """Neighbours within the minimum of this very g(r), whose place is no better known than its height."""
+    g, counts = np.split(both, 2)
+    r = 0.5 * (edges[:-1] + edges[1:])
+    return _neighbors_within(edges, counts, _fit_minimum(r, g, low, top)[0])
 
 
 def _vertex(
