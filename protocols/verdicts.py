@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from dpsim.analysis.curves import CurveComparison, distance_without_noise
+from dpsim.analysis.equivalence import judge
 from dpsim.analysis.rdf_shells import Value
 from dpsim.analysis.report import Result, Verdict
 from dpsim.analysis.statistics import format_value
@@ -42,17 +43,14 @@ def judge_curve(name: str, label: str, comparison: CurveComparison, accepted: fl
 def judge_distance(
     name: str, label: str, measured: Value, noise: float, n_blocks: int, accepted: float, reliable: bool, text: str
 ) -> Result:
-    """sum |y - y_ref| / sum |y_ref|: the whole 95 % interval of the distance without noise is accepted, or not at all.
+    """sum |y - y_ref| / sum |y_ref|, judged by the distance without noise.
 
-    Args: noise: what error bars alone give; reliable: whether these are known, without which nothing passes.
+    Args: noise: what error bars alone give; reliable: whether these can be trusted (dpsim/analysis/equivalence.py).
     """
     distance, low, high = distance_without_noise(measured, noise, n_blocks)
-    verdict = verdict_of((low, high), (0.0, accepted))
+    found = judge(distance, (low, high), (-math.inf, accepted), 0.95, reliable)
     text += (
         f" Error bars alone give {format_value(noise, digits=2)}; without them the difference is "
-        f"{format_value(distance, digits=2)}, 95 % interval {low:.2g} ... {high:.2g}."
+        f"{format_value(distance, digits=2)}. {found.explanation}"
     )
-    if verdict == "UNDECIDED" or (verdict == "PASS" and not reliable):
-        verdict = "UNDECIDED"
-        text += " The errors are too large, or not known well enough, to tell. Run longer."
-    return Result(name, label, measured.value, measured.error, "", accepted, verdict, text)
+    return Result(name, label, measured.value, measured.error, "", accepted, found.verdict, text)

@@ -118,7 +118,8 @@ def test_verdicts_know_the_error() -> None:
     assert judged(0.3, 0.3) == "UNDECIDED"  # noise could hide twice what is accepted
     assert judged(0.12, 0.1, 0.005) == "PASS"  # most of it is noise
     assert judged(0.09, 0.02) == "UNDECIDED" and judged(0.3, 0.02, math.inf) == "UNDECIDED"
-    assert judged(0.05, 0.02, reliable=False) == "UNDECIDED" and judged(0.3, 0.02, reliable=False) == "FAIL"
+    assert judged(0.07, 0.02, reliable=False) == "UNDECIDED" and judged(0.3, 0.02, reliable=False) == "FAIL"
+    assert judged(0.02, 0.01, 0.002, reliable=False) == "PASS"  # an interval five times as wide would
 
 
 @pytest.mark.parametrize("n_blocks", [4, 10])
