@@ -13,7 +13,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from dpsim.analysis.comparison import Difference, curve_distance, differences, plot_curves, plot_values
+from dpsim.analysis.comparison import Difference, curve_distance, differences, file_name, plot_curves, plot_values
 from dpsim.analysis.report import (
     Curve,
     Figure,
@@ -120,16 +120,9 @@ def _numbers(documents: Mapping[str, dict[str, Any]], found: Sequence[Difference
         values = [by_name[run].get(name) for run in documents]
         one = next(r for r in values if r is not None)
         cells = [None if r is None or r.value is None else format_value(r.value, r.error) for r in values]
-        apart = [_apart(differs.get((name, run))) for run in list(documents)[1:]]
+        apart = [d.in_errors if (d := differs.get((name, run))) else None for run in list(documents)[1:]]
         rows.append((name, one.unit, *cells, *apart))
     return Table(("number", "unit", *documents, *(f"{run} differs by" for run in list(documents)[1:])), rows)
-
-
-def _apart(difference: Difference | None) -> str | None:
-    """-1.3 standard errors, marked where significant."""
-    if difference is None or difference.error is None:
-        return None
-    return f"{difference.z:+.1f} σ{' ✱' if difference.significant else ''}".replace("-", "−")
 
 
 def _figures(results: Mapping[str, Sequence[Result]], found: Sequence[Difference], output: Path) -> list[Figure]:
@@ -139,7 +132,7 @@ def _figures(results: Mapping[str, Sequence[Result]], found: Sequence[Difference
     for name in list(dict.fromkeys(d.name for d in worst if d.significant))[:_MOST_FIGURES]:
         values = {run: r for run, of_run in results.items() for r in of_run if r.name == name and r.value is not None}
         one = next(iter(values.values()))
-        path = plot_values(output / "figures" / f"{_file(name)}.png", one.label, one.unit, values)
+        path = plot_values(output / "figures" / f"{file_name(name)}.png", one.label, one.unit, values)
         figures.append(Figure(path, f"`{name}`: bars of two standard errors."))
     return figures
 
@@ -154,7 +147,7 @@ def _curves(documents: Mapping[str, dict[str, Any]], output: Path) -> Section:
     for name, curves in by_name.items():
         if len(curves) < 2:
             continue
-        path = plot_curves(output / "figures" / f"curve_{_file(name)}.png", curves)
+        path = plot_curves(output / "figures" / f"curve_{file_name(name)}.png", curves)
         figures.append(Figure(path, f"{next(iter(curves.values())).label} (`{name}`).{_distances(curves)}"))
     return Section("Curves", figures=figures)
 
@@ -188,10 +181,6 @@ def _as_result(d: Difference) -> Result:
     return Result(
         f"{d.run}.{d.name}", f"{d.a.label}: {d.run} less {d.first}", d.value, d.error, d.a.unit, None, "INFO", text
     )
-
-
-def _file(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
 
 
 def _printed(table: Table) -> RichTable:

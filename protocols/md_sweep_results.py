@@ -6,13 +6,12 @@ tested; so is, between models under the same conditions, every difference.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dpsim.analysis.comparison import differences, plot_curves, plot_series, scatter_p_value
+from dpsim.analysis.comparison import differences, file_name, holm, plot_curves, plot_series, scatter_p_value
 from dpsim.analysis.report import Curve, Figure, Result, Section, Table
 from dpsim.analysis.statistics import format_value
 from dpsim.protocols.analysis_table import run_analysis
@@ -132,11 +131,10 @@ def _scatter(points: Sequence[FinishedPoint]) -> list[str]:
     for point in points:
         for result in point.results.values():
             by_number.setdefault((condition_of(point).words, result.name), []).append(result)
-    tested = {key: p for key, results in by_number.items() if not math.isnan(p := scatter_p_value(results))}
+    p_values = {key: scatter_p_value(results) for key, results in by_number.items()}
     warnings = []
-    for k, ((words, name), p) in enumerate(sorted(tested.items(), key=lambda item: item[1])):
-        if p > ALPHA / (len(tested) - k):
-            break
+    for words, name in holm(p_values, ALPHA):
+        p = p_values[words, name]
         values = "; ".join(format_value(r.value, r.error) for r in by_number[words, name] if r.value is not None)
         warnings.append(
             f"Replicas differ in `{name}`{' at ' + words if words else ''} by more than their errors allow "
@@ -158,8 +156,7 @@ def _models(sweep: MdSweep, measured: Mapping[Condition, Measured]) -> Section:
     rows: list[_Row] = []
     for d in found[: max(significant, _MOST_ROWS)]:
         where = d.name.rpartition(": ")[0]
-        apart = f"{d.z:+.1f} σ{' ✱' if d.significant else ''}".replace("-", "−")
-        rows.append((_with_unit(d.a), where, d.run, apart, _cell(d.b), _cell(d.a)))
+        rows.append((_with_unit(d.a), where, d.run, d.in_errors, _cell(d.b), _cell(d.a)))
     text = (
         f"{significant} of {len(found)} differences from {sweep.label} are larger than chance explains (✱, Holm's rule "
         f"at {100 * ALPHA:g} %). Standard errors are taken as known, and runs as independent."
@@ -179,8 +176,8 @@ def _numbers(sweep: MdSweep, measured: Mapping[Condition, Measured]) -> Section:
         for result in of_one.results.values():
             cells.setdefault((_with_unit(result), rest.words), {})[column] = result
     columns = list(dict.fromkeys(column for row in cells.values() for column in row))
-    names = [name for name, _ in cells]
-    ordered = sorted(cells.items(), key=lambda item: names.index(item[0][0]))  # what is of one name together
+    place = {name: k for k, name in enumerate(dict.fromkeys(name for name, _ in cells))}
+    ordered = sorted(cells.items(), key=lambda item: place[item[0][0]])  # what is of one name together
     rows: list[_Row] = [(name, rest, *(_cell(row.get(column)) for column in columns)) for (name, rest), row in ordered]
     text = f"`{CONDITIONS}` has a report of each, of all replicas together." if sweep.replicas > 1 else ""
     return Section("Numbers", text, table=_table(("number", "at", *columns), rows) if rows else None)
@@ -218,7 +215,7 @@ def _dependence(measured: Mapping[Condition, Measured], figures: Path) -> Sectio
     plots = []
     for name, lines in list(shown.items())[:_MOST_FIGURES]:
         one = next(iter(next(iter(lines.values())).values()))
-        path = plot_series(figures / f"against_{_file(name)}.png", one.label, one.unit, x_label, lines)
+        path = plot_series(figures / f"against_{file_name(name)}.png", one.label, one.unit, x_label, lines)
         plots.append(Figure(path, f"`{name}`: bars of two standard errors."))
     left = f" The other {len(shown) - len(plots)} are in results.json." if len(shown) > len(plots) else ""
     return Section(f"Against {x_label.partition(' (')[0]}", left.strip(), figures=plots)
@@ -234,11 +231,7 @@ def _curves(measured: Mapping[Condition, Measured], figures: Path) -> Section:
             by_figure.setdefault((name, part), {})[condition.words or "all replicas"] = curve
     plots = []
     for (name, part), curves in by_figure.items():
-        file = f"curves_{_file('_'.join(filter(None, (name, part))))}.png"
+        file = f"curves_{file_name('_'.join(filter(None, (name, part))))}.png"
         path = plot_curves(figures / file, curves)
         plots.append(Figure(path, f"{next(iter(curves.values())).label} (`{name}`), bands of two standard errors."))
     return Section("Curves", figures=plots)
-
-
-def _file(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)

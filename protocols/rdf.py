@@ -101,19 +101,17 @@ def judge_rdf(item: RDF, comparison: RDFComparison, criteria: RdfCriteria, label
     position, height = comparison.peak_position_difference, comparison.peak_height_difference
     relative = abs(comparison.peak_height_reference.value) or 1.0
     scaled = Value(height.value / relative, height.error / relative)
-    versus = {
-        "A": _versus(comparison.peak_position, comparison.peak_position_reference, "A"),
-        "": _versus(comparison.peak_height, comparison.peak_height_reference, ""),
-    }
+    position_text = _versus(comparison.peak_position, comparison.peak_position_reference, "A")
+    height_text = _versus(comparison.peak_height, comparison.peak_height_reference, "")
     return [
         judge_distance(
             f"{prefix}.r_factor", f"{item.label} difference from the reference (r-factor)", comparison.r_factor,
             comparison.r_factor_noise, item.n_blocks, criteria.r_factor, item.reliable, text,
         ),
         _judge_peak(f"{prefix}.peak_position_difference", f"{item.label} first peak, shift", position, "A",
-                    criteria.peak_position, item, versus["A"]),
+                    criteria.peak_position, item, position_text),
         _judge_peak(f"{prefix}.peak_height_difference", f"{item.label} first peak, relative difference in height",
-                    scaled, "", criteria.peak_height, item, versus[""]),
+                    scaled, "", criteria.peak_height, item, height_text),
     ]  # fmt: skip
 
 

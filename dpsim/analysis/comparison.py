@@ -17,11 +17,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from dpsim.analysis.figures import PALETTE, figure
 from dpsim.analysis.report import Curve, Result
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,13 @@ class Difference:
     def error(self) -> float | None:
         return None if math.isnan(self.z) else math.hypot(self.a.error or 0.0, self.b.error or 0.0)
 
+    @property
+    def in_errors(self) -> str | None:
+        """-1.3 standard errors, marked where significant; None without errors."""
+        if self.error is None:
+            return None
+        return f"{self.z:+.1f} σ{' ✱' if self.significant else ''}".replace("-", "−")
+
 
 def differences(runs: Mapping[str, Sequence[Result]], alpha: float = 0.05) -> list[Difference]:
     """Every number that two or more runs have: each run's against that of the first which has it."""
@@ -62,7 +72,7 @@ def differences(runs: Mapping[str, Sequence[Result]], alpha: float = 0.05) -> li
                 continue
             other, a = first[result.name]
             found.append(Difference(result.name, other, run, a, result, *_z_and_p(a, result)))
-    return _holm(found, alpha)
+    return _marked(found, alpha)
 
 
 def _z_and_p(a: Result, b: Result) -> tuple[float, float]:
@@ -72,15 +82,19 @@ def _z_and_p(a: Result, b: Result) -> tuple[float, float]:
     return z, math.erfc(abs(z) / math.sqrt(2.0))
 
 
-def _holm(found: Sequence[Difference], alpha: float) -> list[Difference]:
+def _marked(found: Sequence[Difference], alpha: float) -> list[Difference]:
     """With `significant` set."""
-    order = sorted((d for d in found if not math.isnan(d.p)), key=lambda d: d.p)
-    passed = set()
-    for k, difference in enumerate(order):
-        if difference.p > alpha / (len(order) - k):
-            break
-        passed.add((difference.name, difference.run))
+    passed = holm({(d.name, d.run): d.p for d in found}, alpha)
     return [replace(d, significant=(d.name, d.run) in passed) for d in found]
+
+
+def holm(p_values: Mapping[Key, float], alpha: float) -> list[Key]:
+    """What is significant by Holm's rule, the smallest p first; those that are NaN are no comparisons."""
+    order = sorted((key for key, p in p_values.items() if not math.isnan(p)), key=lambda key: p_values[key])
+    for k, key in enumerate(order):
+        if p_values[key] > alpha / (len(order) - k):
+            return order[:k]
+    return order
 
 
 def curve_distance(a: Curve, b: Curve) -> float | None:
@@ -98,6 +112,11 @@ def curve_distance(a: Curve, b: Curve) -> float | None:
     if not use.any():
         return None
     return float(np.sqrt(np.mean(((y - _array(a.y)[inside])[use] / both[use]) ** 2)))
+
+
+def file_name(name: str) -> str:
+    """The name of a number or curve as that of a file."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
 
 
 def plot_curves(path: str | Path, curves: Mapping[str, Curve]) -> Path:

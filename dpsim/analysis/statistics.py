@@ -30,6 +30,7 @@ _MIN_MODES = 4
 _MIN_BLOCKS = 16  # the error from fewer blocks is too uncertain to show that blocks are long enough
 _SAMPLES_PER_MODE = 5.0  # K <= n_effective / 5 keeps the K modes below the corner frequency of the slow process
 _COARSENED = 1000  # a longer series is averaged down to this many for its equilibrium: vibrations do not matter there
+_FEWEST = 20  # samples; fewer say nothing about equilibrium
 _LATEST = 0.5  # of a series: half of it is used in any case
 _DRIFT, _DRIFT_LATE = 0.99, 0.8  # confidence with which what is left drifts, and where half was left out
 _MIN_SLOW_SAMPLES = 20.0  # below, the record is a few correlation times long: too short to tell
@@ -311,7 +312,7 @@ def linear_fit_correlated(t: ArrayLike, y: ArrayLike) -> LinearFit:
     )
 
 
-def equilibrated_part(x: ArrayLike, fewest: int = 20) -> tuple[int, bool]:
+def equilibrated_part(x: ArrayLike) -> tuple[int, bool]:
     """Where equilibrium begins, in the first half of a series, and whether what is left has settled.
 
     It has not if it still drifts, by a line whose error allows for correlated samples: with 99 % confidence, or with
@@ -319,14 +320,14 @@ def equilibrated_part(x: ArrayLike, fewest: int = 20) -> tuple[int, bool]:
     their length 98 %.
 
     Args:
-        x: the series, (n,).
-        fewest: shorter series say nothing: (0, True), as for constant ones and those that are not finite.
+        x: the series, (n,). Fewer than 20 samples say nothing: (0, True), as for constant ones and those that are not
+            finite.
 
     Returns:
         The index of the first sample that counts, and whether the rest has settled.
     """
     series = np.asarray(x, dtype=np.float64)
-    if len(series) < fewest or not np.isfinite(series).all() or np.ptp(series) <= _noise_floor(series):
+    if len(series) < _FEWEST or not np.isfinite(series).all() or np.ptp(series) <= _noise_floor(series):
         return 0, True
     size = max(1, len(series) // _COARSENED)
     means = series[: len(series) // size * size].reshape(-1, size).mean(axis=1)
